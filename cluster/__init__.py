@@ -1,0 +1,1 @@
+"""Collections placed on Ray-managed shard servers. The only floor that imports Ray."""

@@ -1,0 +1,1 @@
+"""The HTTP API in Qdrant's REST dialect, one module a resource."""

@@ -1,0 +1,1 @@
+"""The gRPC service of a process that hosts shards, and its client."""

@@ -1,0 +1,155 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Target(_message.Message):
+    __slots__ = ("collection_id", "shards")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Upsert(_message.Message):
+    __slots__ = ("keys", "vectors", "payloads")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    vectors: bytes
+    payloads: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, keys: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Delete(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    def __init__(self, keys: _Optional[bytes] = ...) -> None: ...
+
+class Operation(_message.Message):
+    __slots__ = ("upsert", "delete")
+    UPSERT_FIELD_NUMBER: _ClassVar[int]
+    DELETE_FIELD_NUMBER: _ClassVar[int]
+    upsert: Upsert
+    delete: Delete
+    def __init__(self, upsert: _Optional[_Union[Upsert, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ...) -> None: ...
+
+class ShardWrite(_message.Message):
+    __slots__ = ("shard", "operations")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    operations: _containers.RepeatedCompositeFieldContainer[Operation]
+    def __init__(self, shard: _Optional[int] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
+
+class WriteRequest(_message.Message):
+    __slots__ = ("collection_id", "writes", "wait")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    WRITES_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    writes: _containers.RepeatedCompositeFieldContainer[ShardWrite]
+    wait: bool
+    def __init__(self, collection_id: _Optional[str] = ..., writes: _Optional[_Iterable[_Union[ShardWrite, _Mapping]]] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class WriteReply(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+
+class SearchRequest(_message.Message):
+    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vector")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    NPROBE_FIELD_NUMBER: _ClassVar[int]
+    OVERSAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    queries: bytes
+    limit: int
+    exact: bool
+    nprobe: int
+    oversampling: float
+    score_threshold: float
+    with_payload: bool
+    with_vector: bool
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[bytes] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+
+class SearchReply(_message.Message):
+    __slots__ = ("lengths", "scores", "points")
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    scores: bytes
+    points: PointsReply
+    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., points: _Optional[_Union[PointsReply, _Mapping]] = ...) -> None: ...
+
+class RetrieveRequest(_message.Message):
+    __slots__ = ("target", "keys", "with_payload", "with_vector")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    keys: bytes
+    with_payload: bool
+    with_vector: bool
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., keys: _Optional[bytes] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+
+class ScrollRequest(_message.Message):
+    __slots__ = ("target", "start", "limit", "with_payload", "with_vector")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    start: bytes
+    limit: int
+    with_payload: bool
+    with_vector: bool
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., start: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+
+class PointsReply(_message.Message):
+    __slots__ = ("keys", "payloads", "vectors")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    payloads: _containers.RepeatedScalarFieldContainer[bytes]
+    vectors: bytes
+    def __init__(self, keys: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ..., vectors: _Optional[bytes] = ...) -> None: ...
+
+class CountRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+
+class CountReply(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("shards",)
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    shards: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, shards: _Optional[_Iterable[bytes]] = ...) -> None: ...
