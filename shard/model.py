@@ -149,8 +149,8 @@ class Points(msgspec.Struct, frozen=True):
 class Hits(msgspec.Struct, frozen=True):
     """Answers to a batch of queries, one after the other, each nearest first.
 
-    ``lengths`` (queries,) int64 says how many of ``points`` and ``scores`` (hits,) float32 belong to
-    each query. A score is Qdrant's: similarity for cosine and dot, distance for euclid (not
+    ``lengths`` (queries,) int64 says how many of ``points`` and ``scores`` (hits,) float32 belong
+    to each query. A score is Qdrant's: similarity for cosine and dot, distance for euclid (not
     squared) and manhattan.
     """
 

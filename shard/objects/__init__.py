@@ -40,7 +40,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_file(self, key: str, path: Path) -> None:
-        """Make the object readable at ``path``, atomically; whole or not at all. Raises NotFound."""
+        """Make the object readable at ``path``, whole or not at all. Raises NotFound."""
         ...
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
