@@ -1,0 +1,284 @@
+"""Creating, describing, changing and deleting collections."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.catalog import Collection
+from router.api import wire
+from router.api.exchange import Context, Timeout, answer, read_body
+from router.errors import OutOfRange
+from shard.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from shard.model import ShardConfig, ShardInfo
+
+routes = APIRouter(prefix="/collections", tags=["Collections"])
+
+CREATE_SECONDS = 60
+"""How long a create waits for its shards, unless the request says."""
+MAX_NAME = 255
+_NOT_IN_NAMES = '<>:"/\\|?*\0\x1f'
+_NEVER = 2**31 - 1
+_LEAST_INDEXED_ROWS = 1_000
+"""Below this many rows an exact scan is always the faster one."""
+
+_create = wire.Decoder(wire.CreateCollection)
+_update = wire.Decoder(wire.UpdateCollection)
+
+# Qdrant's own defaults, as its clients expect every one of them in a collection's info.
+_HNSW = {
+    "m": 16,
+    "ef_construct": 100,
+    "full_scan_threshold": 10_000,
+    "max_indexing_threads": 0,
+    "on_disk": False,
+}
+_OPTIMIZERS = {
+    "deleted_threshold": 0.2,
+    "vacuum_min_vector_number": 1000,
+    "default_segment_number": 0,
+    "max_segment_size": None,
+    "memmap_threshold": None,
+    "indexing_threshold": None,
+    "flush_interval_sec": 5,
+    "max_optimization_threads": None,
+}
+_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0, "wal_retain_closed": 1}
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """What a request sets, in the form that `Collection` keeps."""
+
+    settings: dict[str, Any]
+    vector_settings: dict[str, Any]
+    recall_target: float | None
+    indexing_threshold: int | None
+
+    def apply(self, collection: Collection) -> Collection:
+        """``collection`` with the changes laid over it, setting by setting."""
+        settings = _merge(collection.settings, self.settings)
+        settings["vectors"] = _merge(settings.get("vectors", {}), self.vector_settings)
+        config = collection.config
+        if self.recall_target is not None:
+            config = msgspec.structs.replace(config, recall_target=self.recall_target)
+        if self.indexing_threshold is not None:
+            rows = _flat_rows(self.indexing_threshold, config.dimension)
+            config = msgspec.structs.replace(config, flat_threshold=rows)
+        return msgspec.structs.replace(collection, settings=settings, config=config)
+
+    @staticmethod
+    def of(body: wire.CreateCollection | wire.UpdateCollection) -> _Changes:
+        params: Any = body
+        vector: wire.VectorParams | wire.VectorParamsDiff | None
+        if isinstance(body, wire.CreateCollection):
+            vector = body.vectors
+        else:
+            params = body.params or wire.CollectionParamsDiff()
+            if body.vectors and set(body.vectors) != {""}:
+                raise InvalidInput('vectors: named vectors are not supported, expected `""`')
+            vector = (body.vectors or {}).get("")
+        given = {
+            "hnsw_config": body.hnsw_config,
+            "optimizers_config": body.optimizers_config,
+            "quantization_config": body.quantization_config,
+            "wal_config": getattr(body, "wal_config", None),
+            "on_disk_payload": params.on_disk_payload,
+            "payload": params.payload,
+            "id_tracker": params.id_tracker,
+            "metadata": body.metadata,
+        }
+        vector_given = {
+            key: getattr(vector, key, None)
+            for key in ("hnsw_config", "quantization_config", "on_disk", "memory", "datatype")
+        }
+        optimizers = body.optimizers_config or wire.OptimizersConfig()
+        return _Changes(
+            _plain(given),
+            _plain(vector_given),
+            body.recall_target,
+            optimizers.indexing_threshold,
+        )
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: msgspec.to_builtins(value) for key, value in given.items() if value is not None}
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        if key == "quantization_config":
+            # One kind replaces another; the two do not mix.
+            merged[key] = None if value == "Disabled" else value
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merged[key] | value
+        else:
+            merged[key] = value
+    return merged
+
+
+def _flat_rows(kilobytes: int, dimension: int) -> int:
+    """Rows that fit in Qdrant's ``indexing_threshold``, which is in kilobytes of vectors."""
+    if kilobytes == 0:
+        return _NEVER
+    return min(max(kilobytes * 1024 // (4 * dimension), _LEAST_INDEXED_ROWS), _NEVER)
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise OutOfRange(f"collection_name: expected at most {MAX_NAME} characters")
+    for character in name:
+        if character in _NOT_IN_NAMES:
+            raise OutOfRange(f"collection_name: cannot contain {character!r}")
+
+
+@routes.get("", responses=wire.answers(wire.Collections), summary="List collections")
+async def list_collections(request: Request) -> Response:
+    """Names of all collections."""
+    names = sorted(await Context.of(request).directory.refresh())
+    return answer(request, {"collections": [{"name": name} for name in names]})
+
+
+@routes.get("/{name}/exists", responses=wire.answers(wire.Exists), summary="Collection exists")
+async def exists(request: Request, name: str) -> Response:
+    """Whether there is a collection of that name."""
+    return answer(request, {"exists": name in await Context.of(request).directory.refresh()})
+
+
+@routes.put(
+    "/{name}",
+    openapi_extra=wire.body(_create),
+    responses=wire.answers(bool),
+    summary="Create a collection",
+)
+async def create(request: Request, name: str, timeout: Timeout = None) -> Response:
+    """Create a collection, and wait until its shards answer."""
+    context = Context.of(request)
+    _check_name(name)
+    body = _create(await read_body(request))
+    config = ShardConfig(dimension=body.vectors.size, distance=body.vectors.distance)
+    collection = _Changes.of(body).apply(
+        Collection(
+            id=uuid4().hex,
+            name=name,
+            shard_count=body.shard_number or context.default_shards,
+            config=config,
+        )
+    )
+    try:
+        await asyncio.to_thread(context.directory.catalog.create, collection)
+    except AlreadyExists:
+        raise AlreadyExists(f"Collection `{name}` already exists!") from None
+    await context.directory.refresh()
+    await _wait_until_answering(context, collection, timeout or CREATE_SECONDS)
+    return answer(request, True)
+
+
+async def _wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:
+    deadline = monotonic() + timeout
+    pause = 0.02
+    while (left := deadline - monotonic()) > 0:
+        try:
+            await context.fanout.describe(collection, timeout=min(left, context.timeout))
+            return
+        except (NotFound, Unavailable, TimeoutError):
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 0.5)
+    raise TimeoutError(
+        f"collection `{collection.name}` is created, "
+        f"but its shards do not all answer after {timeout} s"
+    )
+
+
+@routes.patch(
+    "/{name}",
+    openapi_extra=wire.body(_update),
+    responses=wire.answers(bool),
+    summary="Change a collection",
+)
+async def update(request: Request, name: str, timeout: Timeout = None) -> Response:
+    """Change a collection's settings, those given."""
+    directory = Context.of(request).directory
+    changes = _Changes.of(_update(await read_body(request)))
+    try:
+        await asyncio.to_thread(directory.catalog.update, name, changes.apply)
+    except NotFound:
+        raise NotFound(f"Collection `{name}` doesn't exist!") from None
+    await directory.refresh()
+    return answer(request, True)
+
+
+@routes.delete("/{name}", responses=wire.answers(bool), summary="Delete a collection")
+async def delete(request: Request, name: str, timeout: Timeout = None) -> Response:
+    """Delete a collection; the result is false where there was none."""
+    directory = Context.of(request).directory
+    deleted = await asyncio.to_thread(directory.catalog.delete, name)
+    await directory.refresh()
+    return answer(request, deleted)
+
+
+@routes.get("/{name}", responses=wire.answers(wire.CollectionInfo), summary="Collection info")
+async def info(request: Request, name: str) -> Response:
+    """A collection's settings, and the state of each of its shards."""
+    context = Context.of(request)
+    await context.directory.find_fresh(name)
+
+    async def describe(collection: Collection) -> dict[str, Any]:
+        shards = await context.fanout.describe(collection, timeout=context.timeout)
+        return _info(collection, shards)
+
+    return answer(request, await context.directory.act(name, describe))
+
+
+def _info(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
+    errors = [shard.error for shard in shards if shard.error]
+    building = any(shard.building for shard in shards)
+    return {
+        "status": "red" if errors else "yellow" if building else "green",
+        "optimizer_status": {"error": errors[0]} if errors else "ok",
+        "points_count": sum(shard.points for shard in shards),
+        "indexed_vectors_count": sum(shard.indexed for shard in shards),
+        "segments_count": sum(len(shard.segments) for shard in shards),
+        "config": _config(collection),
+        "payload_schema": {},
+        "shoal": {
+            "recall_target": collection.config.recall_target,
+            "shards": msgspec.to_builtins(shards),
+        },
+    }
+
+
+def _config(collection: Collection) -> dict[str, Any]:
+    settings = collection.settings
+    params = {
+        "vectors": {
+            "size": collection.config.dimension,
+            "distance": collection.config.distance,
+            **settings.get("vectors", {}),
+        },
+        "shard_number": collection.shard_count,
+        "replication_factor": 1,
+        "write_consistency_factor": 1,
+        "on_disk_payload": settings.get("on_disk_payload", True),
+    }
+    optional = {key: settings[key] for key in ("payload", "id_tracker") if key in settings}
+    config = {
+        "params": params | optional,
+        "hnsw_config": _HNSW | settings.get("hnsw_config", {}),
+        "optimizer_config": _OPTIMIZERS | settings.get("optimizers_config", {}),
+        "wal_config": _WAL | settings.get("wal_config", {}),
+        "quantization_config": settings.get("quantization_config"),
+    }
+    if "metadata" in settings:
+        config["metadata"] = settings["metadata"]
+    return config

@@ -1,0 +1,79 @@
+"""One HTTP exchange: the context that handlers work in, reading a body, writing an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from router.directory import Directory
+from router.errors import TooLarge
+from router.fanout import Fanout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every handler works with."""
+
+    directory: Directory
+    fanout: Fanout
+    default_shards: int
+    max_body_bytes: int
+    timeout: float
+    """Seconds given to a request that names no timeout of its own."""
+
+    @staticmethod
+    def of(request: Request) -> Context:
+        context: Context = request.app.state.context
+        return context
+
+
+Timeout = Annotated[
+    int | None,
+    Query(ge=1, le=86_400, description="Seconds to wait for the answer, in place of the default."),
+]
+
+
+class Clock:
+    """ASGI middleware that notes when a request began, for the ``time`` of its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["started"] = perf_counter()
+        await self.app(scope, receive, send)
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's whole body. Raises TooLarge, before more than the limit is held."""
+    limit = Context.of(request).max_body_bytes
+    too_large = TooLarge(f"JSON body is larger than allowed (limit: {limit} bytes)")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def answer(request: Request, result: Any) -> Response:
+    """200 with ``result``, which may hold NumPy arrays, UUIDs and `orjson.Fragment`."""
+    body = {
+        "result": result,
+        "status": "ok",
+        "time": perf_counter() - request.scope["started"],
+    }
+    return Response(
+        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
+    )

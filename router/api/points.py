@@ -1,0 +1,282 @@
+"""Writing points and reading them back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.catalog import Collection
+from router.api import wire
+from router.api.convert import (
+    encode_payloads,
+    parse_id,
+    parse_ids,
+    parse_path_id,
+    parse_vectors,
+    pick,
+    render_points,
+)
+from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.selectors import Selector
+from router.directory import PointNotFound
+from router.errors import Malformed
+from shard.errors import InvalidInput
+from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
+
+routes = APIRouter(prefix="/collections/{name}/points", tags=["Points"])
+
+DEFAULT_LIMIT = 10
+
+Wait = Annotated[
+    bool,
+    Query(
+        description="Answer once the points can be searched, and not as soon as they are durable."
+    ),
+]
+Ordering = Annotated[
+    Literal["weak", "medium", "strong"],
+    Query(description="Every shard has a single writer: each value is as good as `strong`."),
+]
+Consistency = Annotated[
+    str | None, Query(description="Every read sees the single writer of a shard.")
+]
+
+_upsert = wire.Decoder(wire.Upsert)
+_delete = wire.Decoder(wire.DeletePoints)
+_retrieve = wire.Decoder(wire.RetrievePoints)
+_scroll = wire.Decoder(wire.Scroll)
+_count = wire.Decoder(wire.CountPoints)
+
+
+def wants_vector(asked: wire.WithVector | None) -> bool:
+    """Whether a request asks for vectors. Raises InvalidInput where it names any."""
+    if isinstance(asked, list):
+        if any(asked):
+            raise InvalidInput("with_vector: named vectors are not supported")
+        return bool(asked)
+    return bool(asked)
+
+
+def refuse_nothing_named(given: Sequence[Any]) -> None:
+    if not given:
+        raise InvalidInput("Empty update request")
+
+
+def _columns(
+    body: wire.Upsert,
+) -> tuple[Keys, Sequence[list[float] | dict[str, Any]], list[bytes]]:
+    """Keys, vectors and payloads of an upsert, of which the last of each key counts."""
+    vectors: Sequence[list[float] | dict[str, Any]]
+    match body:
+        case wire.Upsert(points=list(points), batch=None):
+            keys = encode_ids(
+                [parse_id(point.id, f"points[{row}].id") for row, point in enumerate(points)]
+            )
+            vectors = [point.vector for point in points]
+            payloads = encode_payloads([point.payload for point in points], "points[{}].payload")
+        case wire.Upsert(points=None, batch=wire.Batch() as batch):
+            keys = parse_ids(batch.ids, "batch.ids")
+            if isinstance(batch.vectors, dict):
+                raise Malformed("batch.vectors: named vectors are not supported")
+            vectors = batch.vectors
+            if len(vectors) != len(keys):
+                raise InvalidInput(
+                    f"batch.vectors: expected as many as ids, {len(keys)}, got {len(vectors)}"
+                )
+            if batch.payloads is None:
+                payloads = [b""] * len(keys)
+            else:
+                payloads = encode_payloads(batch.payloads, "batch.payloads[{}]")
+            if len(payloads) != len(keys):
+                raise InvalidInput(
+                    f"batch.payloads: expected as many as ids, {len(keys)}, got {len(payloads)}"
+                )
+        case _:
+            raise Malformed("body: expected one of `points` and `batch`")
+    refuse_nothing_named(vectors)
+    last = list({key: row for row, key in enumerate(keys.tolist())}.values())
+    if len(last) < len(keys):
+        keys = keys[last]
+        vectors = [vectors[row] for row in last]
+        payloads = [payloads[row] for row in last]
+    return keys, vectors, payloads
+
+
+def _updated(request: Request, sequence: int, wait: bool) -> Response:
+    status = "completed" if wait else "acknowledged"
+    return answer(request, {"operation_id": sequence, "status": status})
+
+
+@routes.put(
+    "",
+    openapi_extra=wire.body(_upsert),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Upsert points",
+)
+async def upsert(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Insert points, or replace those whose ids exist. Once answered, they are durable."""
+    context = Context.of(request)
+    keys, vectors, payloads = _columns(_upsert(await read_body(request)))
+
+    async def write(collection: Collection) -> int:
+        array = parse_vectors(vectors, collection.config.dimension)
+        return await context.fanout.write(
+            collection,
+            [Upsert(keys, array, payloads)],
+            wait=wait,
+            timeout=timeout or context.timeout,
+        )
+
+    return _updated(request, await context.directory.act(name, write), wait)
+
+
+@routes.post(
+    "/delete",
+    openapi_extra=wire.body(_delete),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Delete points",
+)
+async def delete(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Delete points by id; ids that do not exist are passed over."""
+    context = Context.of(request)
+    body = _delete(await read_body(request))
+    if body.points is None:
+        raise Malformed("points: expected a list of ids")
+    refuse_nothing_named(body.points)
+    operation = Delete(np.unique(parse_ids(body.points, "points")))
+
+    async def write(collection: Collection) -> int:
+        return await context.fanout.write(
+            collection, [operation], wait=wait, timeout=timeout or context.timeout
+        )
+
+    return _updated(request, await context.directory.act(name, write), wait)
+
+
+async def read_points(
+    context: Context, name: str, keys: Keys, selector: Selector, vector: bool, timeout: float
+) -> Points:
+    """The existing ones of ``keys``, which are distinct."""
+
+    async def read(collection: Collection) -> Points:
+        return await context.fanout.retrieve(
+            collection, keys, with_payload=selector.wanted, with_vector=vector, timeout=timeout
+        )
+
+    return await context.directory.act(name, read)
+
+
+@routes.post(
+    "",
+    openapi_extra=wire.body(_retrieve),
+    responses=wire.answers(list[wire.Record]),
+    summary="Retrieve points",
+)
+async def retrieve(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """Points by id, in the order asked for; ids that do not exist are passed over."""
+    context = Context.of(request)
+    body = _retrieve(await read_body(request))
+    selector = Selector.of(body.with_payload, default=True)
+    vector = wants_vector(body.with_vector)
+    asked = parse_ids(body.ids, "ids")
+    keys = np.unique(asked)
+    points = await read_points(context, name, keys, selector, vector, timeout or context.timeout)
+    found = {key: row for row, key in enumerate(points.keys.tolist())}
+    rows = np.array([found[key] for key in asked.tolist() if key in found], np.int64)
+    return answer(request, render_points(pick(points, rows), selector))
+
+
+@routes.get("/{id}", responses=wire.answers(wire.Record), summary="Retrieve one point")
+async def retrieve_one(
+    request: Request,
+    name: str,
+    id: str,
+    consistency: Consistency = None,
+    timeout: Timeout = None,
+) -> Response:
+    """One point with its payload and vector."""
+    context = Context.of(request)
+    point_id = parse_path_id(id)
+    selector = Selector(True)
+    keys = encode_ids([point_id])
+    points = await read_points(context, name, keys, selector, True, timeout or context.timeout)
+    if not len(points.keys):
+        raise PointNotFound(f"Point with id {point_id} does not exists!")
+    return answer(request, render_points(points, selector)[0])
+
+
+@routes.post(
+    "/scroll",
+    openapi_extra=wire.body(_scroll),
+    responses=wire.answers(wire.Page),
+    summary="Scroll points",
+)
+async def scroll(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """A page of points in the order of their ids, integers before UUIDs."""
+    context = Context.of(request)
+    body = _scroll(await read_body(request))
+    selector = Selector.of(body.with_payload, default=True)
+    vector = wants_vector(body.with_vector)
+    start = b"" if body.offset is None else encode_id(parse_id(body.offset, "offset"))
+    limit = DEFAULT_LIMIT if body.limit is None else body.limit
+
+    async def read(collection: Collection) -> Points:
+        return await context.fanout.scroll(
+            collection,
+            start,
+            limit + 1,
+            with_payload=selector.wanted,
+            with_vector=vector,
+            timeout=timeout or context.timeout,
+        )
+
+    points = await context.directory.act(name, read)
+    following = decode_ids(points.keys[limit : limit + 1])
+    page = pick(points, np.arange(min(limit, len(points.keys))))
+    return answer(
+        request,
+        {
+            "points": render_points(page, selector),
+            "next_page_offset": following[0] if following else None,
+        },
+    )
+
+
+@routes.post(
+    "/count",
+    openapi_extra=wire.body(_count),
+    responses=wire.answers(wire.CountResult),
+    summary="Count points",
+)
+async def count(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """How many points there are, exactly."""
+    context = Context.of(request)
+    _count(await read_body(request))
+
+    async def read(collection: Collection) -> int:
+        return await context.fanout.count(collection, timeout=timeout or context.timeout)
+
+    return answer(request, {"count": await context.directory.act(name, read)})

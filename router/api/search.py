@@ -1,0 +1,232 @@
+"""Searching for the nearest points."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.catalog import Collection
+from router.api import wire
+from router.api.convert import parse_id, parse_vectors, pick, render_points
+from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.points import DEFAULT_LIMIT, Consistency, wants_vector
+from router.api.selectors import Selector
+from router.directory import PointNotFound
+from router.errors import OutOfRange
+from shard.model import Hits, SearchParams, Vectors, decode_id, encode_id
+
+routes = APIRouter(prefix="/collections/{name}/points", tags=["Search"])
+
+MAX_BATCH_HITS = 1_000_000
+"""Most points that one batch may ask for, offsets included."""
+
+_query = wire.Decoder(wire.Query)
+_query_batch = wire.Decoder(wire.QueryBatch)
+_search = wire.Decoder(wire.Search)
+_search_batch = wire.Decoder(wire.SearchBatch)
+
+Found: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One search, checked; ``target`` is a vector, the key of a stored point, or None for all."""
+
+    target: list[float] | dict[str, Any] | bytes | None
+    limit: int
+    offset: int
+    selector: Selector
+    params: SearchParams
+
+    @staticmethod
+    def of(body: wire.Query | wire.Search, field: str) -> _Search:
+        limit = DEFAULT_LIMIT if body.limit is None else body.limit
+        offset = body.offset or 0
+        if limit + offset > wire.MAX_HITS:
+            raise OutOfRange(f"{field}limit: expected `limit` + `offset` <= {wire.MAX_HITS}")
+        target: Any = body.vector if isinstance(body, wire.Search) else body.query
+        if isinstance(target, wire.Nearest):
+            target = target.nearest
+        if isinstance(target, int | str):
+            target = encode_id(parse_id(target, f"{field}query"))
+        selector = Selector.of(body.with_payload, default=False)
+        asked = body.params or wire.SearchParams()
+        quantization = asked.quantization or wire.QuantizationSearchParams()
+        params = SearchParams(
+            # A stored point finds itself, and is left out of the answer.
+            limit=limit + offset + isinstance(target, bytes),
+            exact=bool(asked.exact or quantization.ignore),
+            nprobe=asked.nprobe,
+            oversampling=quantization.oversampling,
+            score_threshold=body.score_threshold,
+            with_payload=selector.wanted,
+            with_vector=wants_vector(body.with_vector),
+        )
+        return _Search(target, limit, offset, selector, params)
+
+    def render(self, hits: Hits, start: int, end: int, *, higher_is_nearer: bool) -> Found:
+        """The answer out of this search's part of ``hits``."""
+        rows = np.arange(start, end)
+        if isinstance(self.target, bytes):
+            rows = rows[hits.points.keys[rows] != self.target]
+        if self.params.score_threshold is not None:
+            threshold = np.float32(self.params.score_threshold)
+            scores = hits.scores[rows]
+            rows = rows[scores > threshold if higher_is_nearer else scores < threshold]
+        rows = rows[self.offset : self.offset + self.limit]
+        # JSON has no infinity; the product of two float32 numbers may overflow to it.
+        scores = np.nan_to_num(hits.scores[rows])
+        return render_points(pick(hits.points, rows), self.selector, scores)
+
+
+async def _find(
+    context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
+) -> list[Found]:
+    """The answers to ``searches``, in order. Those that search alike share one call."""
+    vectors = await _vectors(context, collection, searches, timeout)
+    found: list[Found] = [[] for _ in searches]
+    alike: dict[SearchParams, list[int]] = defaultdict(list)
+    for place, search in enumerate(searches):
+        if search.target is not None:
+            alike[search.params].append(place)
+
+    async def search_alike(params: SearchParams, places: list[int]) -> None:
+        hits = await context.fanout.search(collection, vectors[places], params, timeout=timeout)
+        ends = np.cumsum(hits.lengths).tolist()
+        for place, start, end in zip(places, [0, *ends[:-1]], ends, strict=True):
+            found[place] = searches[place].render(
+                hits, start, end, higher_is_nearer=collection.config.distance.higher_is_nearer
+            )
+
+    async def list_all(place: int) -> None:
+        search = searches[place]
+        points = await context.fanout.scroll(
+            collection,
+            b"",
+            search.params.limit,
+            with_payload=search.params.with_payload,
+            with_vector=search.params.with_vector,
+            timeout=timeout,
+        )
+        page = pick(points, np.arange(len(points.keys))[search.offset :])
+        found[place] = render_points(page, search.selector, np.ones(len(page.keys), np.float32))
+
+    await asyncio.gather(
+        *(search_alike(params, places) for params, places in alike.items()),
+        *(list_all(place) for place, search in enumerate(searches) if search.target is None),
+    )
+    return found
+
+
+async def _vectors(
+    context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
+) -> Vectors:
+    """The vector that each search starts from; zeros for one that has none."""
+    dimension = collection.config.dimension
+    vectors = np.zeros((len(searches), dimension), np.float32)
+    given = [
+        (place, search.target)
+        for place, search in enumerate(searches)
+        if isinstance(search.target, list | dict)
+    ]
+    if given:
+        vectors[[place for place, _ in given]] = parse_vectors([row for _, row in given], dimension)
+    named = [
+        (place, search.target)
+        for place, search in enumerate(searches)
+        if isinstance(search.target, bytes)
+    ]
+    if named:
+        keys = np.unique(np.array([key for _, key in named], "S18"))
+        points = await context.fanout.retrieve(
+            collection, keys, with_payload=False, with_vector=True, timeout=timeout
+        )
+        assert points.vectors is not None
+        stored = dict(zip(points.keys.tolist(), points.vectors, strict=True))
+        for place, key in named:
+            if key not in stored:
+                raise PointNotFound(f"No point with id {decode_id(key)} found")
+            vectors[place] = stored[key]
+    return vectors
+
+
+async def _answer_all(
+    request: Request, name: str, searches: Sequence[_Search], timeout: int | None
+) -> list[Found]:
+    context = Context.of(request)
+    if sum(search.params.limit for search in searches) > MAX_BATCH_HITS:
+        raise OutOfRange(f"searches: expected at most {MAX_BATCH_HITS} hits in all")
+
+    async def find(collection: Collection) -> list[Found]:
+        return await _find(context, collection, searches, timeout or context.timeout)
+
+    return await context.directory.act(name, find)
+
+
+@routes.post(
+    "/query",
+    openapi_extra=wire.body(_query),
+    responses=wire.answers(wire.ScoredPoints),
+    summary="Query points",
+)
+async def query(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """The points nearest to a vector or to a stored point; without a query, points by id."""
+    search = _Search.of(_query(await read_body(request)), "")
+    (found,) = await _answer_all(request, name, [search], timeout)
+    return answer(request, {"points": found})
+
+
+@routes.post(
+    "/query/batch",
+    openapi_extra=wire.body(_query_batch),
+    responses=wire.answers(list[wire.ScoredPoints]),
+    summary="Query points in batch",
+)
+async def query_batch(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """The answers to many queries, in order."""
+    body = _query_batch(await read_body(request))
+    searches = [_Search.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
+    found = await _answer_all(request, name, searches, timeout)
+    return answer(request, [{"points": points} for points in found])
+
+
+@routes.post(
+    "/search",
+    openapi_extra=wire.body(_search),
+    responses=wire.answers(list[wire.ScoredPoint]),
+    summary="Search points",
+)
+async def search(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """The points nearest to a vector."""
+    search = _Search.of(_search(await read_body(request)), "")
+    (found,) = await _answer_all(request, name, [search], timeout)
+    return answer(request, found)
+
+
+@routes.post(
+    "/search/batch",
+    openapi_extra=wire.body(_search_batch),
+    responses=wire.answers(list[list[wire.ScoredPoint]]),
+    summary="Search points in batch",
+)
+async def search_batch(
+    request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
+) -> Response:
+    """The answers to many searches, in order."""
+    body = _search_batch(await read_body(request))
+    searches = [_Search.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
+    return answer(request, await _answer_all(request, name, searches, timeout))

@@ -1,0 +1,595 @@
+"""The JSON bodies of the API: what requests may hold, what answers hold, and their schema.
+
+A field of type None is one that Qdrant has and Shoal does not support: null is let through, and
+anything else is refused by name. A field that is not listed is refused by name as well, so that
+nothing a caller asks for is silently passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct, inspect
+
+from router.errors import Malformed, OutOfRange
+from shard.model import MAX_DIMENSION, Distance, ShardInfo
+
+T = TypeVar("T")
+
+MAX_HITS = 100_000
+"""Most points that one search or page may ask for, offset included."""
+MAX_SHARDS = 1_024
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Limit = Annotated[int, Meta(ge=1, le=MAX_HITS)]
+Offset = Annotated[int, Meta(ge=0, le=MAX_HITS)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+RecallTarget = Annotated[
+    float, Meta(gt=0, le=1, description="Recall@10 that searches aim at. An extension of Shoal's.")
+]
+Threshold = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+RawId = Annotated[int | str, Meta(description="An unsigned 64-bit integer, or a UUID as a string.")]
+Memory = Literal["cold", "cached", "pinned"]
+Payload = dict[str, Any]
+DenseVector = list[float]
+Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[dict[str, Any], Meta(max_length=0)]
+"""What Shoal does not support, where clients also send nothing in the form of an empty value."""
+
+
+class Body(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of what requests hold."""
+
+
+class Settings(Body, omit_defaults=True):
+    """Base of Qdrant's tuning settings: checked, kept and shown in the collection's info."""
+
+
+# Collections
+
+
+class HnswConfig(Settings):
+    """Accepted for compatibility: Shoal's indexes are IVF-PQ and tune themselves."""
+
+    m: Count | None = None
+    ef_construct: Count | None = None
+    full_scan_threshold: Count | None = None
+    max_indexing_threads: Count | None = None
+    on_disk: bool | None = None
+    memory: Memory | None = None
+    payload_m: Count | None = None
+    inline_storage: bool | None = None
+
+
+class OptimizersConfig(Settings):
+    """``indexing_threshold`` takes effect; the rest is accepted for compatibility."""
+
+    deleted_threshold: Fraction | None = None
+    vacuum_min_vector_number: Count | None = None
+    default_segment_number: Count | None = None
+    max_segment_size: Count | None = None
+    memmap_threshold: Count | None = None
+    indexing_threshold: (
+        Annotated[
+            Count,
+            Meta(
+                description="Kilobytes of vectors up to which a segment is searched by exact scan "
+                "and gets no index; 0 for no index at all."
+            ),
+        ]
+        | None
+    ) = None
+    flush_interval_sec: Count | None = None
+    max_optimization_threads: Count | Literal["auto"] | None = None
+    prevent_unoptimized: bool | None = None
+
+
+class WalConfig(Settings):
+    """Accepted for compatibility: Shoal's log is in the object store."""
+
+    wal_capacity_mb: Count | None = None
+    wal_segments_ahead: Count | None = None
+    wal_retain_closed: Count | None = None
+
+
+class ScalarQuantization(Settings):
+    type: Literal["int8"]
+    quantile: Fraction | None = None
+    always_ram: bool | None = None
+    memory: Memory | None = None
+
+
+class ProductQuantization(Settings):
+    compression: Literal["x4", "x8", "x16", "x32", "x64"]
+    always_ram: bool | None = None
+    memory: Memory | None = None
+
+
+class BinaryQuantization(Settings):
+    always_ram: bool | None = None
+    memory: Memory | None = None
+    encoding: Literal["one_bit", "two_bits", "one_and_half_bits"] | None = None
+    query_encoding: Literal["default", "binary", "scalar4bits", "scalar8bits"] | None = None
+
+
+class TurboQuantization(Settings):
+    always_ram: bool | None = None
+    memory: Memory | None = None
+    bits: Literal["bits4", "bits2", "bits1_5", "bits1"] | None = None
+
+
+class QuantizationConfig(Settings):
+    """Accepted for compatibility: Shoal picks the codes that reach the recall target."""
+
+    scalar: ScalarQuantization | None = None
+    product: ProductQuantization | None = None
+    binary: BinaryQuantization | None = None
+    turbo: TurboQuantization | None = None
+
+
+class MemoryPlacement(Settings):
+    memory: Memory | None = None
+
+
+class StrictMode(Settings):
+    enabled: Literal[False] | None = None
+
+
+class VectorParams(Body):
+    size: Annotated[int, Meta(ge=1, le=MAX_DIMENSION)]
+    distance: Distance
+    hnsw_config: HnswConfig | None = None
+    quantization_config: QuantizationConfig | None = None
+    on_disk: bool | None = None
+    memory: Memory | None = None
+    datatype: Literal["float32"] | None = None
+    multivector_config: None = None
+
+
+class CreateCollection(Body):
+    vectors: VectorParams
+    shard_number: Annotated[int, Meta(ge=1, le=MAX_SHARDS)] | None = None
+    recall_target: RecallTarget | None = None
+    sharding_method: Literal["auto"] | None = None
+    replication_factor: Literal[1] | None = None
+    write_consistency_factor: Literal[1] | None = None
+    on_disk_payload: bool | None = None
+    payload: MemoryPlacement | None = None
+    id_tracker: MemoryPlacement | None = None
+    hnsw_config: HnswConfig | None = None
+    wal_config: WalConfig | None = None
+    optimizers_config: OptimizersConfig | None = None
+    quantization_config: QuantizationConfig | None = None
+    sparse_vectors: Empty | None = None
+    strict_mode_config: StrictMode | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CollectionParamsDiff(Body):
+    replication_factor: Literal[1] | None = None
+    write_consistency_factor: Literal[1] | None = None
+    read_fan_out_factor: None = None
+    read_fan_out_delay_ms: None = None
+    on_disk_payload: bool | None = None
+    payload: MemoryPlacement | None = None
+    id_tracker: MemoryPlacement | None = None
+
+
+class VectorParamsDiff(Body):
+    hnsw_config: HnswConfig | None = None
+    quantization_config: QuantizationConfig | Literal["Disabled"] | None = None
+    on_disk: bool | None = None
+    memory: Memory | None = None
+
+
+class UpdateCollection(Body):
+    recall_target: RecallTarget | None = None
+    vectors: dict[str, VectorParamsDiff] | None = None
+    params: CollectionParamsDiff | None = None
+    hnsw_config: HnswConfig | None = None
+    optimizers_config: OptimizersConfig | None = None
+    quantization_config: QuantizationConfig | Literal["Disabled"] | None = None
+    sparse_vectors: Empty | None = None
+    strict_mode_config: StrictMode | None = None
+    metadata: dict[str, Any] | None = None
+
+
+# Points
+
+
+class PointStruct(Body):
+    id: RawId
+    vector: DenseVector | dict[str, Any]
+    payload: Payload | None = None
+
+
+class Batch(Body):
+    ids: list[RawId]
+    vectors: list[DenseVector] | dict[str, Any]
+    payloads: list[Payload | None] | None = None
+
+
+class Upsert(Body):
+    """Either ``points`` or ``batch``."""
+
+    points: list[PointStruct] | None = None
+    batch: Batch | None = None
+    shard_key: None = None
+    update_filter: None = None
+    update_mode: Literal["upsert"] | None = None
+
+
+class DeletePoints(Body):
+    points: list[RawId] | None = None
+    filter: None = None
+    shard_key: None = None
+
+
+class Filter(Body):
+    """Filters are not supported yet; an empty one, which matches everything, is let through."""
+
+    must: Empty | None = None
+    must_not: Empty | None = None
+    should: Empty | None = None
+    min_should: None = None
+
+
+class PayloadSelector(Body):
+    """Either ``include`` or ``exclude``: paths such as ``a.b`` or ``a[].b``."""
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+
+WithPayload = bool | list[str] | PayloadSelector
+WithVector = bool | list[str]
+
+
+class RetrievePoints(Body):
+    ids: list[RawId]
+    with_payload: WithPayload | None = None
+    with_vector: WithVector | None = None
+    shard_key: None = None
+
+
+class Scroll(Body):
+    offset: RawId | None = None
+    limit: Limit | None = None
+    with_payload: WithPayload | None = None
+    with_vector: WithVector | None = None
+    filter: Filter | None = None
+    order_by: None = None
+    shard_key: None = None
+
+
+class CountPoints(Body):
+    exact: bool | None = None
+    filter: Filter | None = None
+    shard_key: None = None
+
+
+# Search
+
+
+class QuantizationSearchParams(Body):
+    ignore: (
+        Annotated[bool, Meta(description="Search by exact scan, which needs no quantized vectors.")]
+        | None
+    ) = None
+    rescore: (
+        Annotated[
+            bool, Meta(description="Accepted for compatibility: Shoal always scores full vectors.")
+        ]
+        | None
+    ) = None
+    oversampling: Annotated[float, Meta(ge=1, le=1000)] | None = None
+
+
+class AcornParams(Body):
+    enable: bool | None = None
+    max_selectivity: Fraction | None = None
+
+
+class SearchParams(Body):
+    exact: bool | None = None
+    hnsw_ef: (
+        Annotated[
+            Count,
+            Meta(description="Accepted for compatibility: Shoal searches to the recall target."),
+        ]
+        | None
+    ) = None
+    nprobe: (
+        Annotated[
+            int,
+            Meta(ge=1, le=65_536, description="Inverted lists to scan. An extension of Shoal's."),
+        ]
+        | None
+    ) = None
+    quantization: QuantizationSearchParams | None = None
+    indexed_only: Literal[False] | None = None
+    acorn: AcornParams | None = None
+    idf: None = None
+
+
+class Nearest(Body):
+    nearest: DenseVector | int | str
+    mmr: None = None
+
+
+class Query(Body):
+    query: DenseVector | int | str | Nearest | None = None
+    limit: Limit | None = None
+    offset: Offset | None = None
+    score_threshold: Threshold | None = None
+    params: SearchParams | None = None
+    with_payload: WithPayload | None = None
+    with_vector: WithVector | None = None
+    using: Literal[""] | None = None
+    filter: Filter | None = None
+    prefetch: Empty | None = None
+    lookup_from: None = None
+    shard_key: None = None
+
+
+class QueryBatch(Body):
+    searches: Annotated[list[Query], Meta(max_length=MAX_HITS)]
+
+
+class Search(Body):
+    vector: DenseVector | dict[str, Any]
+    limit: Limit
+    offset: Offset | None = None
+    score_threshold: Threshold | None = None
+    params: SearchParams | None = None
+    with_payload: WithPayload | None = None
+    with_vector: WithVector | None = None
+    filter: Filter | None = None
+    shard_key: None = None
+
+
+class SearchBatch(Body):
+    searches: Annotated[list[Search], Meta(max_length=MAX_HITS)]
+
+
+# Answers: rendered by orjson from plain values, described by these.
+
+
+class Answer(Struct, Generic[T], forbid_unknown_fields=True):
+    result: T
+    status: Literal["ok"]
+    time: float
+
+
+class ErrorStatus(Struct, forbid_unknown_fields=True):
+    error: str
+
+
+class Error(Struct, forbid_unknown_fields=True):
+    status: ErrorStatus
+    time: float
+
+
+class ShoalVersion(Struct, forbid_unknown_fields=True):
+    version: str
+
+
+class VersionInfo(Struct, forbid_unknown_fields=True):
+    title: str
+    version: Annotated[str, Meta(description="Version of Qdrant's REST API that this speaks.")]
+    shoal: ShoalVersion
+
+
+class CollectionName(Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class Collections(Struct, forbid_unknown_fields=True):
+    collections: list[CollectionName]
+
+
+class Exists(Struct, forbid_unknown_fields=True):
+    exists: bool
+
+
+class CollectionDetail(Struct, forbid_unknown_fields=True):
+    """Shoal's own part of a collection's info."""
+
+    recall_target: float
+    shards: list[ShardInfo]
+
+
+class OptimizerError(Struct, forbid_unknown_fields=True):
+    error: str
+
+
+class CollectionParams(Struct, forbid_unknown_fields=True):
+    vectors: dict[str, Any]
+    shard_number: int
+    replication_factor: int
+    write_consistency_factor: int
+    on_disk_payload: bool
+    payload: dict[str, Any] | None = None
+    id_tracker: dict[str, Any] | None = None
+
+
+class CollectionConfig(Struct, forbid_unknown_fields=True):
+    params: CollectionParams
+    hnsw_config: dict[str, Any]
+    optimizer_config: dict[str, Any]
+    wal_config: dict[str, Any]
+    quantization_config: dict[str, Any] | None
+    metadata: dict[str, Any] | None = None
+
+
+class CollectionInfo(Struct, forbid_unknown_fields=True):
+    status: Literal["green", "yellow", "red"]
+    optimizer_status: Literal["ok"] | OptimizerError
+    points_count: int
+    indexed_vectors_count: int
+    segments_count: int
+    config: CollectionConfig
+    payload_schema: dict[str, Any]
+    shoal: CollectionDetail
+
+
+class UpdateResult(Struct, forbid_unknown_fields=True):
+    operation_id: int
+    status: Literal["acknowledged", "completed"]
+
+
+class Record(Struct, forbid_unknown_fields=True):
+    id: int | UUID
+    payload: Payload | None = None
+    vector: DenseVector | None = None
+
+
+class ScoredPoint(Struct, forbid_unknown_fields=True):
+    id: int | UUID
+    version: int
+    score: float
+    payload: Payload | None = None
+    vector: DenseVector | None = None
+
+
+class Page(Struct, forbid_unknown_fields=True):
+    points: list[Record]
+    next_page_offset: int | UUID | None
+
+
+class CountResult(Struct, forbid_unknown_fields=True):
+    count: int
+
+
+class ScoredPoints(Struct, forbid_unknown_fields=True):
+    points: list[ScoredPoint]
+
+
+_PATH = re.compile(r" - at `\$\.?(.*?)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$")
+_RANGE = re.compile(r"^Expected `(\w+)` (?:of length )?([<>]=?) (.*)$")
+_STEP = re.compile(r"\w+|\[(?:\d+|\.\.\.)\]")
+
+
+def _members(type: inspect.Type) -> Iterator[inspect.Type]:
+    if isinstance(type, inspect.Metadata):
+        yield from _members(type.type)
+    elif isinstance(type, inspect.UnionType):
+        for member in type.types:
+            yield from _members(member)
+    else:
+        yield type
+
+
+def _allowed(type: inspect.Type, path: str) -> str:
+    """The values that an enumeration at ``path`` may take, in words."""
+    types = list(_members(type))
+    for step in _STEP.findall(path):
+        inner: list[inspect.Type] = []
+        for one in types:
+            if isinstance(one, inspect.StructType):
+                inner += [field.type for field in one.fields if field.encode_name == step]
+            elif isinstance(one, inspect.ListType):
+                inner.append(one.item_type)
+            elif isinstance(one, inspect.DictType):
+                inner.append(one.value_type)
+        types = [member for one in inner for member in _members(one)]
+    values: list[Any] = []
+    for one in types:
+        if isinstance(one, inspect.LiteralType):
+            values += one.values
+        elif isinstance(one, inspect.EnumType):
+            values += [member.value for member in one.cls]
+    return " or ".join(f"`{msgspec.json.encode(value).decode()}`" for value in values)
+
+
+def _explain(error: msgspec.ValidationError, type: inspect.Type) -> Malformed | OutOfRange:
+    message = str(error)
+    found = _PATH.search(message)
+    path = found[1] if found else ""
+    where = path or "body"
+    message = message[: found.start()] if found else message
+    if unknown := _UNKNOWN.match(message):
+        field = f"{path}.{unknown[1]}" if path else unknown[1]
+        return Malformed(f"{field}: unknown or unsupported field")
+    if message.startswith("Expected `null`, got"):
+        return Malformed(f"{where}: not supported")
+    if message.startswith("Invalid enum value"):
+        given = message.removeprefix("Invalid enum value ")
+        return Malformed(f"{where}: {given} is not supported, expected {_allowed(type, path)}")
+    expected = message[0].lower() + message[1:]
+    if outside := _RANGE.match(message):
+        kind, comparison, bound = outside.groups()
+        if kind in ("array", "object") and (comparison, bound) == ("<=", "0"):
+            return Malformed(f"{where}: not supported")
+        return OutOfRange(f"{where}: {expected}")
+    return Malformed(f"{where}: {expected}")
+
+
+class Decoder(Generic[T]):
+    """Decodes and checks one kind of body."""
+
+    def __init__(self, type: type[T]) -> None:
+        self.type = type
+        self._decode = msgspec.json.Decoder(type).decode
+        self._info = inspect.type_info(type)
+
+    def __call__(self, body: bytes) -> T:
+        """The body as a ``T``. Raises Malformed or OutOfRange, naming the field."""
+        try:
+            return self._decode(body)
+        except msgspec.ValidationError as error:
+            raise _explain(error, self._info) from None
+        except UnicodeDecodeError:
+            raise Malformed("body: expected UTF-8") from None
+        except RecursionError:
+            raise Malformed("body: nested too deeply") from None
+        except msgspec.DecodeError as error:
+            raise Malformed(str(error)) from None
+
+
+_documented: list[Any] = []
+
+
+def _schema(type: Any) -> dict[str, Any]:
+    _documented.append(type)
+    (schema,), _ = msgspec.json.schema_components([type], ref_template=_REF)
+    return schema
+
+
+_REF = "#/components/schemas/{name}"
+
+
+def body(decoder: Decoder[Any]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that takes what ``decoder`` decodes."""
+    content = {"application/json": {"schema": _schema(decoder.type)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def answers(result: Any) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route whose answer's ``result`` is of that type."""
+    return raw_answers(Answer[result])
+
+
+def raw_answers(whole: Any) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route whose whole answer is of that type."""
+    content = {"application/json": {"schema": _schema(whole)}}
+    return {200: {"content": content}, **failures()}
+
+
+def failures() -> dict[int | str, dict[str, Any]]:
+    """``responses`` for the errors that any route may answer."""
+    content = {"application/json": {"schema": _schema(Error)}}
+    return {
+        "4XX": {"description": "The request is at fault.", "content": content},
+        "5XX": {"description": "The request may be tried again.", "content": content},
+    }
+
+
+def components() -> dict[str, Any]:
+    """Schemas that the routes' bodies and answers refer to, by name."""
+    return msgspec.json.schema_components(_documented, ref_template=_REF)[1]

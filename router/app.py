@@ -1,0 +1,79 @@
+"""The router's HTTP application: Qdrant's REST dialect over a catalog and a fan-out to shards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from cluster.catalog import Catalog
+from router import errors
+from router.api import collections, points, search, service, wire
+from router.api.exchange import Clock, Context
+from router.directory import Directory
+from router.fanout import Fanout
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+REQUEST_SECONDS = 60.0
+
+
+def create_app(
+    catalog: Catalog,
+    fanout: Fanout,
+    *,
+    default_shards: int,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    timeout: float = REQUEST_SECONDS,
+) -> FastAPI:
+    """The application that answers Qdrant's clients.
+
+    ``default_shards`` is the shard number of a collection that names none, ``timeout`` the seconds
+    given to a request that names none. ``fanout`` is closed when the application shuts down.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await fanout.close()
+
+    app = FastAPI(
+        title="Shoal",
+        version=version("shoal"),
+        summary="A distributed vector search service that speaks Qdrant's REST dialect.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.context = Context(
+        directory=Directory(catalog),
+        fanout=fanout,
+        default_shards=default_shards,
+        max_body_bytes=max_body_bytes,
+        timeout=timeout,
+    )
+    for resource in (service, collections, search, points):
+        app.include_router(resource.routes)
+    app.add_middleware(Clock)
+    errors.install(app)
+    _describe_bodies(app)
+    return app
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Add the schemas of bodies, which msgspec decodes, to the OpenAPI page."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        page = generate()
+        schemas = page.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(wire.components())
+        return page
+
+    app.openapi = openapi  # type: ignore[method-assign]
