@@ -359,12 +359,6 @@ class SearchBatch(Body):
 # Answers: rendered by orjson from plain values, described by these.
 
 
-class Answer(Struct, Generic[T], forbid_unknown_fields=True):
-    result: T
-    status: Literal["ok"]
-    time: float
-
-
 class ErrorStatus(Struct, forbid_unknown_fields=True):
     error: str
 
@@ -572,13 +566,17 @@ def body(decoder: Decoder[Any]) -> dict[str, Any]:
 
 def answers(result: Any) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route whose answer's ``result`` is of that type."""
-    return raw_answers(Answer[result])
+    properties = {"result": _schema(result), "status": {"const": "ok"}, "time": {"type": "number"}}
+    return _responses({"type": "object", "properties": properties, "required": list(properties)})
 
 
 def raw_answers(whole: Any) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route whose whole answer is of that type."""
-    content = {"application/json": {"schema": _schema(whole)}}
-    return {200: {"content": content}, **failures()}
+    return _responses(_schema(whole))
+
+
+def _responses(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"schema": schema}}}, **failures()}
 
 
 def failures() -> dict[int | str, dict[str, Any]]:
