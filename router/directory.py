@@ -8,12 +8,15 @@ through `Directory.act`, which checks the catalog again before it lets such an e
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 from typing import TypeVar
 
 from cluster.catalog import Catalog, Collection
-from shard.errors import InvalidInput, NotFound, Unavailable
+from shard.errors import InvalidInput, NotFound, ShoalError, Unavailable
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -28,6 +31,7 @@ class Directory:
         self.catalog = catalog
         self._collections: Mapping[str, Collection] = {}
         self._read_at = float("-inf")
+        self._revalidate_at = float("-inf")
         self._reading = asyncio.Lock()
         self._revalidation: asyncio.Task[object] | None = None
 
@@ -40,6 +44,7 @@ class Directory:
                 reads_at = monotonic()
                 self._collections = await asyncio.to_thread(self.catalog.collections)
                 self._read_at = reads_at
+                self._revalidate_at = reads_at + REVALIDATE_SECONDS
         return self._collections
 
     async def find(self, name: str) -> Collection:
@@ -50,7 +55,7 @@ class Directory:
         collection = self._collections.get(name)
         if collection is None:
             return await self.find_fresh(name)
-        if monotonic() - self._read_at > REVALIDATE_SECONDS:
+        if monotonic() > self._revalidate_at:
             self._revalidate()
         return collection
 
@@ -87,9 +92,10 @@ class Directory:
     async def _revalidate_quietly(self) -> None:
         try:
             await self.refresh()
-        except Unavailable:
-            # What is cached goes on answering; a miss will tell that the store is out of reach.
-            self._read_at = monotonic()
+        except ShoalError as error:
+            # What is cached goes on answering; a name that is not will tell the caller.
+            logger.warning("cannot read the catalog of collections: %s", error)
+            self._revalidate_at = monotonic() + REVALIDATE_SECONDS
 
 
 class PointNotFound(NotFound):

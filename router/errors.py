@@ -31,6 +31,8 @@ from shard.errors import (
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 1
+MAX_MESSAGE = 1_000
+"""Messages quote the request, which may be long."""
 
 
 class Malformed(InvalidInput):
@@ -50,6 +52,8 @@ def error_response(
 ) -> Response:
     """An error in Qdrant's form. ``request`` tells since when the clock runs."""
     started = request.scope.get("started")
+    if len(message) > MAX_MESSAGE:
+        message = message[:MAX_MESSAGE] + "…"
     body = {
         "status": {"error": message},
         "time": 0.0 if started is None else perf_counter() - started,
@@ -76,14 +80,15 @@ def _describe(error: Exception) -> tuple[int, str]:
         case Unavailable():
             return HTTPStatus.SERVICE_UNAVAILABLE, f"Service unavailable: {error}"
         case TimeoutError():
-            return HTTPStatus.REQUEST_TIMEOUT, f"Timeout error: {error or 'deadline exceeded'}"
+            return HTTPStatus.REQUEST_TIMEOUT, f"Timeout error: {str(error) or 'deadline exceeded'}"
         case _:
             return HTTPStatus.INTERNAL_SERVER_ERROR, f"Service internal error: {error}"
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     status, message = _describe(error)
-    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    # Any other exception is raised again by Starlette, and logged by the server.
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, ShoalError):
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     retry = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None

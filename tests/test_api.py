@@ -125,6 +125,8 @@ CREATE_REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({**PARAMS, "hnsw_config": {"m": "many"}}, 400, "hnsw_config.m"),
     ({**PARAMS, "optimizers_config": {"indexing": 1}}, 400, "optimizers_config.indexing: unknown"),
     ({**PARAMS, "strict_mode_config": {"enabled": True}}, 400, "strict_mode_config.enabled"),
+    ({**PARAMS, "quantization_config": {}}, 400, "quantization_config: expected one of"),
+    ({**PARAMS, "metadata": {"n": 2**64}}, 400, "metadata"),
     ({**PARAMS, "shards": 2}, 400, "shards: unknown or unsupported field"),
 ]
 
@@ -217,6 +219,68 @@ def test_points_refuse(
     response = http.request(method, f"/collections/{collection}/points{path}", json=body)
     assert message in refused(response, status)
     assert ok(http.post(f"/collections/{collection}/points/count", json={}))["count"] == 3
+
+
+WHOLE_BODIES: list[tuple[str, str, dict[str, Any]]] = [
+    ("PUT", "/odd/points", {"points": [{"id": 1, "vector": VECTOR, "payload": {"a": [1]}}]}),
+    ("PUT", "/odd/points", {"batch": {"ids": [1], "vectors": [VECTOR], "payloads": [{}]}}),
+    ("POST", "/odd/points", {"ids": [1], "with_payload": {"include": ["a"]}, "with_vector": []}),
+    ("POST", "/odd/points/delete", {"points": [9]}),
+    ("POST", "/odd/points/scroll", {"offset": 1, "limit": 2, "filter": {"must": []}}),
+    (
+        "POST",
+        "/odd/points/query",
+        {
+            "query": {"nearest": VECTOR},
+            "limit": 3,
+            "score_threshold": 0.5,
+            "params": {"exact": True, "nprobe": 3, "quantization": {"oversampling": 2.0}},
+        },
+    ),
+    ("POST", "/odd/points/search/batch", {"searches": [{"vector": VECTOR, "limit": 2}]}),
+    (
+        "PATCH",
+        "/odd",
+        {
+            "recall_target": 0.9,
+            "vectors": {"": {"on_disk": True}},
+            "optimizers_config": {"indexing_threshold": 10},
+            "quantization_config": {"scalar": {"type": "int8"}},
+            "metadata": {"a": 1},
+        },
+    ),
+]
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1.5, 1e300, 2**63, 2**64, 10**400, "", "x", "\0", "x" * 5000),
+    *([], {}, [[]], [None], {"a": 1}, {"": None}, ["x"], VECTOR),
+]
+
+
+def with_one_value_replaced(body: Any, replacement: Any) -> Iterator[Any]:
+    yield replacement
+    if isinstance(body, dict):
+        for key, value in body.items():
+            for one in with_one_value_replaced(value, replacement):
+                yield {**body, key: one}
+    elif isinstance(body, list) and body:
+        for one in with_one_value_replaced(body[0], replacement):
+            yield [one, *body[1:]]
+
+
+def test_no_odd_value_anywhere_makes_it_fail(http: httpx.Client) -> None:
+    ok(http.put("/collections/odd", json=PARAMS))
+    ok(http.put("/collections/odd/points?wait=true", json=named_points((1, VECTOR))))
+    taken = 0
+    for method, path, body in WHOLE_BODIES:
+        for odd in ODD:
+            for changed in with_one_value_replaced(body, odd):
+                response = http.request(method, f"/collections{path}", json=changed)
+                assert response.status_code in (200, 400, 404, 422), (changed, response.text)
+                assert len(response.content) < 2_000
+                taken += response.status_code == 200
+    assert taken > 100
+    ok(http.get("/collections/odd"), wire.CollectionInfo)
+    ok(http.delete("/collections/odd"))
 
 
 def nested(levels: int) -> bytes:

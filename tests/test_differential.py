@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -223,7 +224,7 @@ class Differential(RuleBasedStateMachine):
     def between(ranking: dict[Any, models.ScoredPoint], cut: int) -> float | None:
         """A threshold that no score is near, after the first ``cut`` points or so."""
         scores = sorted((hit.score for hit in ranking.values()), reverse=True)
-        for high, low in list(zip(scores, scores[1:], strict=False))[cut:]:
+        for high, low in list(pairwise(scores))[cut:]:
             if high - low > 100 * TOLERANCE:
                 return (high + low) / 2
         return None

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from cluster.catalog import Collection
 from router.api import wire
+from router.api.convert import encode_payloads
 from router.api.exchange import Context, Timeout, answer, read_body
 from router.errors import OutOfRange
 from shard.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
@@ -101,6 +102,7 @@ class _Changes:
             key: getattr(vector, key, None)
             for key in ("hnsw_config", "quantization_config", "on_disk", "memory", "datatype")
         }
+        encode_payloads([body.metadata], "metadata")  # Refuses what no answer can show.
         optimizers = body.optimizers_config or wire.OptimizersConfig()
         return _Changes(
             _plain(given),

@@ -130,6 +130,11 @@ class QuantizationConfig(Settings):
     binary: BinaryQuantization | None = None
     turbo: TurboQuantization | None = None
 
+    def __post_init__(self) -> None:
+        given = [self.scalar, self.product, self.binary, self.turbo]
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("expected one of `scalar`, `product`, `binary` and `turbo`")
+
 
 class MemoryPlacement(Settings):
     memory: Memory | None = None
