@@ -57,7 +57,7 @@ def _packer(dimension: int) -> struct.Struct:
     return struct.Struct(f"<{dimension}f")
 
 
-def parse_vectors(rows: Sequence[list[float] | dict[str, Any]], dimension: int) -> Vectors:
+def parse_vectors(rows: Sequence[Any], dimension: int) -> Vectors:
     """``rows`` as one array (n, dimension) float32.
 
     Raises InvalidInput where a row is not a list of ``dimension`` numbers that float32 can hold.
@@ -71,7 +71,7 @@ def parse_vectors(rows: Sequence[list[float] | dict[str, Any]], dimension: int) 
     return np.frombuffer(buffer, np.float32).reshape(len(rows), dimension)
 
 
-def _bad_vector(rows: Sequence[list[float] | dict[str, Any]], dimension: int) -> InvalidInput:
+def _bad_vector(rows: Sequence[Any], dimension: int) -> InvalidInput:
     for row in rows:
         if isinstance(row, dict):
             break

@@ -21,7 +21,7 @@ from router.api.points import DEFAULT_LIMIT, Consistency, wants_vector
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
-from shard.model import Hits, SearchParams, Vectors, decode_id, encode_id
+from shard.model import KEY_DTYPE, Hits, SearchParams, Vectors, decode_id, encode_id
 
 routes = APIRouter(prefix="/collections/{name}/points", tags=["Search"])
 
@@ -82,8 +82,10 @@ class _Search:
             scores = hits.scores[rows]
             rows = rows[scores > threshold if higher_is_nearer else scores < threshold]
         rows = rows[self.offset : self.offset + self.limit]
-        # JSON has no infinity; the product of two float32 numbers may overflow to it.
-        scores = np.nan_to_num(hits.scores[rows])
+        scores = hits.scores[rows]
+        if not np.isfinite(scores).all():
+            # JSON has no infinity; the product of two float32 numbers may overflow to it.
+            scores = np.nan_to_num(scores)
         return render_points(pick(hits.points, rows), self.selector, scores)
 
 
@@ -91,15 +93,15 @@ async def _find(
     context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
 ) -> list[Found]:
     """The answers to ``searches``, in order. Those that search alike share one call."""
-    vectors = await _vectors(context, collection, searches, timeout)
+    stored = await _stored_vectors(context, collection, searches, timeout)
     found: list[Found] = [[] for _ in searches]
     alike: dict[SearchParams, list[int]] = defaultdict(list)
     for place, search in enumerate(searches):
         if search.target is not None:
             alike[search.params].append(place)
 
-    async def search_alike(params: SearchParams, places: list[int]) -> None:
-        hits = await context.fanout.search(collection, vectors[places], params, timeout=timeout)
+    async def search_alike(queries: Vectors, params: SearchParams, places: list[int]) -> None:
+        hits = await context.fanout.search(collection, queries, params, timeout=timeout)
         ends = np.cumsum(hits.lengths).tolist()
         for place, start, end in zip(places, [0, *ends[:-1]], ends, strict=True):
             found[place] = searches[place].render(
@@ -119,43 +121,39 @@ async def _find(
         page = pick(points, np.arange(len(points.keys))[search.offset :])
         found[place] = render_points(page, search.selector, np.ones(len(page.keys), np.float32))
 
-    await asyncio.gather(
-        *(search_alike(params, places) for params, places in alike.items()),
-        *(list_all(place) for place, search in enumerate(searches) if search.target is None),
-    )
+    groups = []
+    for params, places in alike.items():
+        targets = [searches[place].target for place in places]
+        rows = [stored[one] if isinstance(one, bytes) else one for one in targets]
+        groups.append((parse_vectors(rows, collection.config.dimension), params, places))
+    calls = [search_alike(*group) for group in groups]
+    calls += [list_all(place) for place, search in enumerate(searches) if search.target is None]
+    if len(calls) == 1:
+        await calls[0]
+    else:
+        await asyncio.gather(*calls)
     return found
 
 
-async def _vectors(
+async def _stored_vectors(
     context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
-) -> Vectors:
-    """The vector that each search starts from; zeros for one that has none."""
-    dimension = collection.config.dimension
-    vectors = np.zeros((len(searches), dimension), np.float32)
-    given = [
-        (place, search.target)
-        for place, search in enumerate(searches)
-        if isinstance(search.target, list | dict)
-    ]
-    if given:
-        vectors[[place for place, _ in given]] = parse_vectors([row for _, row in given], dimension)
-    named = [
-        (place, search.target)
-        for place, search in enumerate(searches)
-        if isinstance(search.target, bytes)
-    ]
-    if named:
-        keys = np.unique(np.array([key for _, key in named], "S18"))
-        points = await context.fanout.retrieve(
-            collection, keys, with_payload=False, with_vector=True, timeout=timeout
-        )
-        assert points.vectors is not None
-        stored = dict(zip(points.keys.tolist(), points.vectors, strict=True))
-        for place, key in named:
-            if key not in stored:
-                raise PointNotFound(f"No point with id {decode_id(key)} found")
-            vectors[place] = stored[key]
-    return vectors
+) -> dict[bytes, Any]:
+    """The vectors of the points that ``searches`` name, by key. Raises PointNotFound."""
+    named = {search.target for search in searches if isinstance(search.target, bytes)}
+    if not named:
+        return {}
+    points = await context.fanout.retrieve(
+        collection,
+        np.array(sorted(named), KEY_DTYPE),
+        with_payload=False,
+        with_vector=True,
+        timeout=timeout,
+    )
+    assert points.vectors is not None
+    stored = dict(zip(points.keys.tolist(), points.vectors, strict=True))
+    for key in named - stored.keys():
+        raise PointNotFound(f"No point with id {decode_id(key)} found")
+    return stored
 
 
 async def _answer_all(
