@@ -557,6 +557,21 @@ def test_search_parameters_are_taken(http: httpx.Client, collection: str) -> Non
     assert len(answer["points"]) == 3
 
 
+def test_too_many_vectors_for_one_answer(http: httpx.Client) -> None:
+    ok(http.put("/collections/wide", json={"vectors": {"size": 65_536, "distance": "Dot"}}))
+    path = "/collections/wide/points"
+    message = "expected at most 512 points of dimension 65536"
+    for method, body in (
+        ("/scroll", {"limit": 513}),
+        ("", {"ids": list(range(513))}),
+        ("/query", {"limit": 513}),
+    ):
+        response = http.post(f"{path}{method}", json={**body, "with_vector": True})
+        assert message in refused(response, 422)
+        ok(http.post(f"{path}{method}", json=body))
+    ok(http.delete("/collections/wide"))
+
+
 def test_a_product_beyond_float32_is_still_a_number(http: httpx.Client) -> None:
     ok(http.put("/collections/huge", json={"vectors": {"size": 2, "distance": "Dot"}}))
     ok(http.put("/collections/huge/points?wait=true", json=named_points((1, [1e38, 1e38]))))

@@ -24,13 +24,15 @@ from router.api.convert import (
 from router.api.exchange import Context, Timeout, answer, read_body
 from router.api.selectors import Selector
 from router.directory import PointNotFound
-from router.errors import Malformed
+from router.errors import Malformed, OutOfRange
 from shard.errors import InvalidInput
 from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
 
 routes = APIRouter(prefix="/collections/{name}/points", tags=["Points"])
 
 DEFAULT_LIMIT = 10
+MAX_VECTOR_BYTES = 128 * 1024 * 1024
+"""Most vectors in one answer, before they are written out as JSON."""
 
 Wait = Annotated[
     bool,
@@ -60,6 +62,17 @@ def wants_vector(asked: wire.WithVector | None) -> bool:
             raise InvalidInput("with_vector: named vectors are not supported")
         return bool(asked)
     return bool(asked)
+
+
+def check_vector_bytes(points: int, collection: Collection) -> None:
+    """Raises OutOfRange where so many points with their vectors are too much for one answer."""
+    dimension = collection.config.dimension
+    most = MAX_VECTOR_BYTES // (4 * dimension)
+    if points > most:
+        raise OutOfRange(
+            f"with_vector: expected at most {most} points of dimension {dimension} "
+            f"in one answer, got {points}"
+        )
 
 
 def refuse_nothing_named(given: Sequence[Any]) -> None:
@@ -176,6 +189,8 @@ async def read_points(
     """The existing ones of ``keys``, which are distinct."""
 
     async def read(collection: Collection) -> Points:
+        if vector:
+            check_vector_bytes(len(keys), collection)
         return await context.fanout.retrieve(
             collection, keys, with_payload=selector.wanted, with_vector=vector, timeout=timeout
         )
@@ -242,6 +257,8 @@ async def scroll(
     limit = DEFAULT_LIMIT if body.limit is None else body.limit
 
     async def read(collection: Collection) -> Points:
+        if vector:
+            check_vector_bytes(limit, collection)
         return await context.fanout.scroll(
             collection,
             start,

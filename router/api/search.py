@@ -17,7 +17,7 @@ from cluster.catalog import Collection
 from router.api import wire
 from router.api.convert import parse_id, parse_vectors, pick, render_points
 from router.api.exchange import Context, Timeout, answer, read_body
-from router.api.points import DEFAULT_LIMIT, Consistency, wants_vector
+from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wants_vector
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
@@ -93,6 +93,9 @@ async def _find(
     context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
 ) -> list[Found]:
     """The answers to ``searches``, in order. Those that search alike share one call."""
+    check_vector_bytes(
+        sum(search.params.limit for search in searches if search.params.with_vector), collection
+    )
     stored = await _stored_vectors(context, collection, searches, timeout)
     found: list[Found] = [[] for _ in searches]
     alike: dict[SearchParams, list[int]] = defaultdict(list)
