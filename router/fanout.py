@@ -1,0 +1,334 @@
+"""Takes each request to the servers that host its shards, and makes one answer of theirs.
+
+A server gets one call with all of its shards. What fails because a shard has moved, recovers or
+cannot be reached is tried again, with the newest topology and only for the shards in question,
+until the request's time is over. An answer is always that of every shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from time import monotonic
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from cluster.catalog import Collection
+from cluster.topology import Topology, TopologyWatcher
+from shard.errors import NotFound, Unavailable
+from shard.model import (
+    Delete,
+    Hits,
+    Keys,
+    Operation,
+    Points,
+    SearchParams,
+    ShardInfo,
+    Upsert,
+    Vectors,
+    shards_of,
+)
+from shard.rpc.client import ShardClient
+from shard.rpc.merge import concatenate_points, in_order_of, merge_ascending, merge_hits
+
+T = TypeVar("T")
+Answer: TypeAlias = tuple[list[int], T]
+"""Shard numbers, and what a server answers for them."""
+
+RETRY_SECONDS = (0.05, 1.0)
+"""Backoff between attempts: first and longest. A new topology ends it early."""
+UNKNOWN_SECONDS = 3.0
+"""How long a collection that no topology names may be one too new to be placed."""
+CLOSE_SECONDS = 30.0
+"""Time for calls under way to a server that has left the topology."""
+
+
+class Fanout:
+    """Answers for whole collections. Use from one event loop.
+
+    ``timeout`` is the seconds a request may take, retries included. Every request raises:
+
+        InvalidInput: the shards refused it.
+        NotFound: the topology does not know the collection; it is deleted, or too new.
+        Overloaded: a server's queue is full.
+        Unavailable: some shard could not be reached or could not answer in all that time.
+        TimeoutError: some shard was at it when the time was over.
+        Corrupt, ShoalError: a shard is damaged, or failed unexpectedly.
+
+    A write that raises anything may have been committed in part or whole. It is safe to repeat:
+    operations replace and delete by key. Retries repeat it as well, so that a write that overlaps
+    with another one of the same key may take effect both before and after it.
+    """
+
+    def __init__(self, topology: TopologyWatcher) -> None:
+        self._topology = topology
+        self._clients: dict[str, ShardClient] = {}
+        self._clients_of: Topology | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def write(
+        self,
+        collection: Collection,
+        operations: Sequence[Operation],
+        *,
+        wait: bool,
+        timeout: float,
+    ) -> int:
+        """Apply ``operations``, those of each point in order. The highest log sequence they took.
+
+        ``wait``: until they can be searched, and not just committed.
+        """
+        writes = _split(operations, collection.shard_count)
+        if not writes:
+            return 0
+        sequences = await self._ask(
+            collection,
+            list(writes),
+            lambda client, shards, left: client.write(
+                collection.id, {shard: writes[shard] for shard in shards}, wait=wait, timeout=left
+            ),
+            timeout,
+        )
+        return max(sequence for _, sequence in sequences)
+
+    async def search(
+        self, collection: Collection, queries: Vectors, params: SearchParams, *, timeout: float
+    ) -> Hits:
+        """The nearest ``params.limit`` points to each of ``queries`` (n, dimension) float32.
+
+        Nearest first, ties in order of their keys.
+        """
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.search(
+                collection.id, shards, queries, params, timeout=left
+            ),
+            timeout,
+        )
+        if len(answers) == 1:
+            return answers[0][1]
+        return merge_hits(
+            [hits for _, hits in answers],
+            params.limit,
+            higher_is_nearer=collection.config.distance.higher_is_nearer,
+        )
+
+    async def retrieve(
+        self,
+        collection: Collection,
+        keys: Keys,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        timeout: float,
+    ) -> Points:
+        """Those of ``keys`` (n,) that exist, in that order."""
+        wanted = np.unique(keys)
+        shard_of = shards_of(wanted, collection.shard_count)
+        answers = await self._ask(
+            collection,
+            # Without a key there is still an answer: its columns, empty.
+            np.unique(shard_of).tolist() or [0],
+            lambda client, shards, left: client.retrieve(
+                collection.id,
+                shards,
+                wanted[np.isin(shard_of, shards)],
+                with_payload=with_payload,
+                with_vector=with_vector,
+                dimension=collection.config.dimension,
+                timeout=left,
+            ),
+            timeout,
+        )
+        return in_order_of(concatenate_points([points for _, points in answers]), keys)
+
+    async def scroll(
+        self,
+        collection: Collection,
+        start: bytes,
+        limit: int,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        timeout: float,
+    ) -> Points:
+        """The first ``limit`` points from key ``start`` on, ascending; ``b""`` is the beginning."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.scroll(
+                collection.id,
+                shards,
+                start,
+                limit,
+                with_payload=with_payload,
+                with_vector=with_vector,
+                dimension=collection.config.dimension,
+                timeout=left,
+            ),
+            timeout,
+        )
+        return merge_ascending([points for _, points in answers], limit)
+
+    async def count(self, collection: Collection, *, timeout: float) -> int:
+        """How many points there are."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.count(collection.id, shards, timeout=left),
+            timeout,
+        )
+        return sum(count for _, count in answers)
+
+    async def describe(self, collection: Collection, *, timeout: float) -> list[ShardInfo]:
+        """What there is to know of each shard, in order of their numbers."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.describe(collection.id, shards, timeout=left),
+            timeout,
+        )
+        infos = {
+            shard: info
+            for shards, some in answers
+            for shard, info in zip(shards, some, strict=True)
+        }
+        return [infos[shard] for shard in range(collection.shard_count)]
+
+    async def close(self) -> None:
+        """Close every connection; calls under way are cut off."""
+        for task in self._closing:
+            task.cancel()
+        clients, self._clients = self._clients, {}
+        await asyncio.gather(*(client.close() for client in clients.values()))
+
+    async def _ask(
+        self,
+        collection: Collection,
+        shards: Sequence[int],
+        call: Callable[[ShardClient, list[int], float], Awaitable[T]],
+        timeout: float,
+    ) -> list[Answer[T]]:
+        """What the servers answer, each with those of ``shards`` that it answers for."""
+        return await _Request(self._topology, self._client, collection, call, timeout).ask(shards)
+
+    def _client(self, topology: Topology, address: str) -> ShardClient:
+        if topology is not self._clients_of:
+            self._clients_of = topology
+            for gone in self._clients.keys() - topology.servers.values():
+                closing = asyncio.create_task(self._clients.pop(gone).close(CLOSE_SECONDS))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+        if address not in self._clients:
+            self._clients[address] = ShardClient(address)
+        return self._clients[address]
+
+
+class _Request(Generic[T]):
+    """One request under way."""
+
+    def __init__(
+        self,
+        topology: TopologyWatcher,
+        connect: Callable[[Topology, str], ShardClient],
+        collection: Collection,
+        call: Callable[[ShardClient, list[int], float], Awaitable[T]],
+        timeout: float,
+    ) -> None:
+        self._topology = topology
+        self._connect = connect
+        self._collection = collection
+        self._call = call
+        self._timeout = timeout
+        self._began = monotonic()
+        self._known = False
+
+    async def ask(self, shards: Sequence[int], attempt: int = 0) -> list[Answer[T]]:
+        while True:
+            topology = self._topology.current
+            servers = self._servers(topology, shards)
+            if len(servers) > 1:
+                parts = [self.ask(some, attempt) for some in servers.values()]
+                return [answer for part in await _together(parts) for answer in part]
+            ((server, asked),) = servers.items()
+            try:
+                address = topology.servers.get(server)
+                if address is None:
+                    raise Unavailable(f"shards {asked} are placed on no server")
+                client = self._connect(topology, address)
+                return [(asked, await self._call(client, asked, self._left))]
+            except (Unavailable, NotFound) as error:
+                await self._pause(topology, attempt, error)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"collection `{self._collection.name}`: "
+                    f"shards {asked} did not answer within {self._timeout} s"
+                ) from None
+            attempt += 1
+
+    @property
+    def _left(self) -> float:
+        return self._began + self._timeout - monotonic()
+
+    def _servers(self, topology: Topology, shards: Sequence[int]) -> dict[str, list[int]]:
+        """Server ids, each with its part of ``shards``; ``""`` with what is unplaced.
+
+        Raises NotFound for a collection that was deleted.
+        """
+        placements = topology.placements.get(self._collection.id)
+        if placements is None:
+            if self._known or monotonic() - self._began > UNKNOWN_SECONDS:
+                raise NotFound(f"collection `{self._collection.name}` has no shards")
+            return {"": list(shards)}
+        self._known = True
+        servers: dict[str, list[int]] = defaultdict(list)
+        for shard in shards:
+            servers[placements[shard] if shard < len(placements) else ""].append(shard)
+        return servers
+
+    async def _pause(self, topology: Topology, attempt: int, error: Exception) -> None:
+        """Wait for a new topology, or a while. Raises Unavailable where no time is left for it."""
+        first, longest = RETRY_SECONDS
+        delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))
+        if delay >= self._left:
+            raise Unavailable(
+                f"collection `{self._collection.name}` could not answer "
+                f"within {self._timeout} s: {error}"
+            ) from error
+        if self._topology.current is topology:
+            with contextlib.suppress(TimeoutError):
+                await self._topology.changed(delay)
+
+
+async def _together(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all ``parts`` answer; once one fails, the others are cancelled."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _split(operations: Sequence[Operation], shard_count: int) -> dict[int, list[Operation]]:
+    """Each shard's part of ``operations``, in their order."""
+    if shard_count == 1:
+        return {0: list(operations)} if operations else {}
+    split: dict[int, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        shard_of = shards_of(operation.keys, shard_count)
+        for shard in np.unique(shard_of).tolist():
+            rows = np.flatnonzero(shard_of == shard)
+            keys = operation.keys[rows]
+            match operation:
+                case Upsert(_, vectors, payloads):
+                    chosen = [payloads[row] for row in rows.tolist()]
+                    split[shard].append(Upsert(keys, vectors[rows], chosen))
+                case Delete():
+                    split[shard].append(Delete(keys))
+    return split

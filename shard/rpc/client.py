@@ -1,0 +1,205 @@
+"""Calls to one shard server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import grpc
+import msgspec
+from google.protobuf.message import DecodeError, Message
+
+from shard.errors import Corrupt, InvalidInput, Unavailable
+from shard.model import Hits, Keys, Operation, Points, SearchParams, ShardInfo, Vectors
+from shard.rpc import codec
+from shard.rpc import shard_pb2 as pb
+from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
+from shard.rpc.status import error_of
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+_OPTIONS = (
+    *KEEPALIVE,
+    *MESSAGE_LIMITS,
+    # A server that comes back on its address is reached again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    # Retries are the caller's: it knows whether the shards have moved.
+    ("grpc.enable_retries", 0),
+)
+
+
+class ShardClient:
+    """One connection to the shard server at ``address`` (``host:port``), for one event loop.
+
+    A call names the collection and those of its shards it is for, all of which the server must
+    host. ``timeout`` is in seconds; a call that is cancelled is cancelled at the server too.
+
+    Every call raises:
+        InvalidInput: the server refused the request, or it exceeds the message limit.
+        NotFound: the server does not host one of the shards.
+        Overloaded: a queue of the server is full.
+        Unavailable: the server cannot be reached, or a shard cannot answer now. A write may have
+            been committed all the same.
+        TimeoutError: no answer came in time. A write may have been committed all the same.
+        Corrupt: a shard's stored bytes, or the answer's, are not what they should be.
+        ShoalError: the server failed in a way it did not expect.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        # Messages are encoded here, so that their size can be checked with a clear error.
+        self._methods = {
+            name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)
+            for name in ("Write", "Search", "Retrieve", "Scroll", "Count", "Describe")
+        }
+
+    async def write(
+        self,
+        collection_id: str,
+        writes: Mapping[int, Sequence[Operation]],
+        *,
+        wait: bool,
+        timeout: float,
+    ) -> int:
+        """Write each shard its operations, in order. The highest log sequence they took.
+
+        ``wait``: until they are applied, and not just committed.
+        """
+        request = pb.WriteRequest(
+            collection_id=collection_id,
+            writes=[
+                pb.ShardWrite(shard=shard, operations=map(codec.encode_operation, operations))
+                for shard, operations in writes.items()
+            ],
+            wait=wait,
+        )
+        reply = await self._call("Write", request, pb.WriteReply, timeout)
+        return reply.sequence
+
+    async def search(
+        self,
+        collection_id: str,
+        shards: Sequence[int],
+        queries: Vectors,
+        params: SearchParams,
+        *,
+        timeout: float,
+    ) -> Hits:
+        """The nearest points in all of ``shards`` to ``queries`` (n, dimension) float32."""
+        request = codec.encode_search(collection_id, shards, queries, params)
+        reply = await self._call("Search", request, pb.SearchReply, timeout)
+        return self._decode(
+            lambda: codec.decode_hits(
+                reply,
+                with_payload=params.with_payload,
+                with_vector=params.with_vector,
+                dimension=queries.shape[1],
+            )
+        )
+
+    async def retrieve(
+        self,
+        collection_id: str,
+        shards: Sequence[int],
+        keys: Keys,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        dimension: int,
+        timeout: float,
+    ) -> Points:
+        """Those points of ``keys`` (n,) that exist in ``shards``, in any order."""
+        request = pb.RetrieveRequest(
+            target=pb.Target(collection_id=collection_id, shards=shards),
+            keys=codec.encode_keys(keys),
+            with_payload=with_payload,
+            with_vector=with_vector,
+        )
+        reply = await self._call("Retrieve", request, pb.PointsReply, timeout)
+        return self._decode(
+            lambda: codec.decode_points(
+                reply, with_payload=with_payload, with_vector=with_vector, dimension=dimension
+            )
+        )
+
+    async def scroll(
+        self,
+        collection_id: str,
+        shards: Sequence[int],
+        start: bytes,
+        limit: int,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        dimension: int,
+        timeout: float,
+    ) -> Points:
+        """The first ``limit`` points in ``shards`` from key ``start`` on, ascending.
+
+        An empty ``start`` is the beginning.
+        """
+        request = pb.ScrollRequest(
+            target=pb.Target(collection_id=collection_id, shards=shards),
+            start=start,
+            limit=limit,
+            with_payload=with_payload,
+            with_vector=with_vector,
+        )
+        reply = await self._call("Scroll", request, pb.PointsReply, timeout)
+        return self._decode(
+            lambda: codec.decode_points(
+                reply, with_payload=with_payload, with_vector=with_vector, dimension=dimension
+            )
+        )
+
+    async def count(self, collection_id: str, shards: Sequence[int], *, timeout: float) -> int:
+        """How many points there are in ``shards``."""
+        request = pb.CountRequest(target=pb.Target(collection_id=collection_id, shards=shards))
+        return (await self._call("Count", request, pb.CountReply, timeout)).count
+
+    async def describe(
+        self, collection_id: str, shards: Sequence[int], *, timeout: float
+    ) -> list[ShardInfo]:
+        """What there is to know of each of ``shards``, in that order."""
+        request = pb.DescribeRequest(target=pb.Target(collection_id=collection_id, shards=shards))
+        reply = await self._call("Describe", request, pb.DescribeReply, timeout)
+        return self._decode(
+            lambda: [msgspec.json.decode(shard, type=ShardInfo) for shard in reply.shards]
+        )
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the connection; calls under way have ``grace`` seconds to end."""
+        await self._channel.close(grace)
+
+    async def _call(self, method: str, request: Message, reply: type[R], timeout: float) -> R:
+        data = request.SerializeToString()
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise InvalidInput(
+                f"request of {len(data)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
+                "send fewer points or queries at once"
+            )
+        try:
+            answer = await self._methods[method](data, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from None
+        except grpc.aio.UsageError as error:
+            raise Unavailable(f"shard server {self.address}: {error}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The call was cancelled and not the caller: `close` ran out of patience.
+            raise Unavailable(f"shard server {self.address}: connection closed") from None
+        return self._decode(lambda: reply.FromString(answer))
+
+    def _decode(self, decode: Callable[[], T]) -> T:
+        try:
+            return decode()
+        except (DecodeError, InvalidInput, msgspec.DecodeError) as error:
+            raise Corrupt(f"shard server {self.address}: malformed answer: {error}") from error

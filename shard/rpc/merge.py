@@ -1,0 +1,72 @@
+"""One answer out of the answers of several shards, which hold no key in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shard.model import Hits, Keys, Points, Rows
+
+
+def merge_hits(parts: Sequence[Hits], limit: int, *, higher_is_nearer: bool) -> Hits:
+    """The nearest ``limit`` hits of each query, nearest first, ties in order of their keys.
+
+    Every part answers the same queries with the same columns.
+    """
+    queries = len(parts[0].lengths)
+    points = concatenate_points([part.points for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
+    query = np.concatenate([np.repeat(np.arange(queries), part.lengths) for part in parts])
+    # lexsort: the last column is the first to sort by.
+    order = np.lexsort((points.keys, -scores if higher_is_nearer else scores, query))
+    found = np.bincount(query, minlength=queries)
+    rank = np.arange(len(query)) - np.repeat(np.cumsum(found) - found, found)
+    kept = order[rank < limit]
+    return Hits(np.minimum(found, limit), scores[kept], take_points(points, kept))
+
+
+def stack_hits(parts: Sequence[Hits]) -> Hits:
+    """Answers to consecutive runs of queries as the answer to all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    return Hits(
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        concatenate_points([part.points for part in parts]),
+    )
+
+
+def merge_ascending(parts: Sequence[Points], limit: int) -> Points:
+    """The first ``limit`` points in order of their keys."""
+    points = concatenate_points(parts)
+    return take_points(points, np.argsort(points.keys, kind="stable")[:limit])
+
+
+def in_order_of(points: Points, keys: Keys) -> Points:
+    """``points`` in the order of ``keys``; a key that is not among them is passed over."""
+    row_of = {key: row for row, key in enumerate(points.keys.tolist())}
+    rows = [row for key in keys.tolist() if (row := row_of.get(key)) is not None]
+    return take_points(points, np.array(rows, np.int64))
+
+
+def concatenate_points(parts: Sequence[Points]) -> Points:
+    """All points, part after part. Every part has the same columns."""
+    if len(parts) == 1:
+        return parts[0]
+    payloads = [part.payloads for part in parts if part.payloads is not None]
+    vectors = [part.vectors for part in parts if part.vectors is not None]
+    return Points(
+        np.concatenate([part.keys for part in parts]),
+        [payload for column in payloads for payload in column] if payloads else None,
+        np.concatenate(vectors) if vectors else None,
+    )
+
+
+def take_points(points: Points, rows: Rows) -> Points:
+    """The points of ``rows`` (n,) int64, in that order."""
+    return Points(
+        points.keys[rows],
+        None if points.payloads is None else [points.payloads[row] for row in rows.tolist()],
+        None if points.vectors is None else points.vectors[rows],
+    )

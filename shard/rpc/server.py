@@ -1,0 +1,263 @@
+"""Serves the shards that this process hosts over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+import faiss
+import grpc
+import msgspec
+import numpy as np
+import uvloop
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from shard.errors import Fenced, InvalidInput, Overloaded
+from shard.model import KEY_BYTES, Operation, ShardConfig
+from shard.objects import ObjectStore
+from shard.rpc import codec, merge
+from shard.rpc import shard_pb2 as pb
+from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
+from shard.rpc.hosting import HostedShard, Hosting, ShardId
+from shard.rpc.status import status_of
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+MAX_CONCURRENT_CALLS = 4_096
+MAX_WAITING_READS = 2_048
+"""Reads that may wait for a thread or run in one; more are refused."""
+_LEAST_BLOCK = 16
+"""Fewest queries that a thread is given of a batch that is split over threads."""
+
+_OPTIONS = (
+    *KEEPALIVE,
+    *MESSAGE_LIMITS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # A port that is taken is an error, and not shared with whoever holds it.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class ShardServer:
+    """Hosts the shards it is assigned and answers ``shoal.v1.ShardService`` for them.
+
+    It runs an event loop in a thread of its own. Reads run in ``search_threads`` threads (default:
+    one a core), each of which keeps to one core, so that queries do not compete for the cores of
+    one another. Indexes are built in one more thread.
+
+    ``scratch`` is a directory for local copies of what is in ``store``. Methods may be called from
+    any thread; `start` comes first, and once.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        scratch: Path,
+        *,
+        host: str,
+        port: int = 0,
+        search_threads: int | None = None,
+    ) -> None:
+        self._address = f"{host}:{port}"
+        cores = len(os.sched_getaffinity(0))
+        self._threads = search_threads or cores
+        self._readers = ThreadPoolExecutor(self._threads, "search", faiss.omp_set_num_threads, (1,))
+        self._builder = ThreadPoolExecutor(
+            1, "build", faiss.omp_set_num_threads, (max(1, cores // 2),)
+        )
+        self._hosting = Hosting(store, scratch, self._builder)
+        self._waiting = 0
+        self._thread: Thread | None = None
+
+    def start(self) -> int:
+        """Listen, and answer the port bound. Raises OSError where it cannot be."""
+        started: Future[int] = Future()
+        self._thread = Thread(target=self._run, args=(started,), name="shard-server", daemon=True)
+        self._thread.start()
+        return started.result()
+
+    def stop(self, grace: float) -> None:
+        """Refuse new calls, give those under way ``grace`` seconds, and close every shard."""
+        if self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set_result, grace)
+            self._thread.join()
+        self._readers.shutdown(cancel_futures=True)
+        self._builder.shutdown(cancel_futures=True)
+
+    def assign(self, desired: Mapping[ShardId, ShardConfig]) -> None:
+        """Host ``desired`` and nothing else; shards are opened and closed in the background.
+
+        A shard that failed stays failed, until it is left out of one assignment and named in a
+        later one.
+        """
+
+        async def assign() -> None:
+            self._hosting.assign(desired)
+
+        asyncio.run_coroutine_threadsafe(assign(), self._loop).result()
+
+    def status(self) -> dict[ShardId, str]:
+        """Every assigned shard as ``"recovering"``, ``"serving"`` or ``"failed: REASON"``."""
+        return self._hosting.status()
+
+    def _run(self, started: Future[int]) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(started))
+
+    async def _serve(self, started: Future[int]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping: asyncio.Future[float] = self._loop.create_future()
+        server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
+        server.add_generic_rpc_handlers([self._service()])
+        wellness = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
+        health_pb2_grpc.add_HealthServicer_to_server(wellness, server)
+        await wellness.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            port = server.add_insecure_port(self._address)
+            await server.start()
+        except RuntimeError as error:
+            started.set_exception(OSError(f"cannot listen on {self._address}: {error}"))
+            return
+        started.set_result(port)
+        grace = await self._stopping
+        await wellness.enter_graceful_shutdown()
+        await server.stop(grace)
+        await self._hosting.close()
+
+    def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Write": _handler(pb.WriteRequest, self._write),
+                "Search": _handler(pb.SearchRequest, self._search),
+                "Retrieve": _handler(pb.RetrieveRequest, self._retrieve),
+                "Scroll": _handler(pb.ScrollRequest, self._scroll),
+                "Count": _handler(pb.CountRequest, self._count),
+                "Describe": _handler(pb.DescribeRequest, self._describe),
+            },
+        )
+
+    async def _write(self, request: pb.WriteRequest) -> pb.WriteReply:
+        if not request.writes:
+            raise InvalidInput("writes: expected at least one")
+        # Everything is decoded before anything is written.
+        writes = []
+        for write in request.writes:
+            shard = self._hosting.find((request.collection_id, write.shard))
+            operations = codec.decode_operations(write.operations, shard.config.dimension)
+            writes.append((shard, operations))
+        sequences = await asyncio.gather(
+            *(_write_one(shard, operations, request.wait) for shard, operations in writes)
+        )
+        return pb.WriteReply(sequence=max(sequences))
+
+    async def _search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        shards = self._find(request.target)
+        config = shards[0].config
+        params = codec.decode_params(request)
+        queries = codec.decode_vectors(request.queries, config.dimension, "queries")
+        if not len(queries):
+            raise InvalidInput("queries: expected at least one")
+        # What the shards alone would leave idle of the threads, the blocks of a batch occupy.
+        count = min(-(-self._threads // len(shards)), max(1, len(queries) // _LEAST_BLOCK))
+        blocks = np.array_split(queries, count)
+        found = await self._read(
+            [partial(shard.engine.search, block, params) for shard in shards for block in blocks]
+        )
+        hits = merge.merge_hits(
+            [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
+            params.limit,
+            higher_is_nearer=config.distance.higher_is_nearer,
+        )
+        return codec.encode_hits(hits)
+
+    async def _retrieve(self, request: pb.RetrieveRequest) -> pb.PointsReply:
+        shards = self._find(request.target)
+        keys = codec.decode_keys(request.keys)
+        columns = {"with_payload": request.with_payload, "with_vector": request.with_vector}
+        found = await self._read(
+            [partial(shard.engine.retrieve, keys, **columns) for shard in shards]
+        )
+        return codec.encode_points(merge.concatenate_points(found))
+
+    async def _scroll(self, request: pb.ScrollRequest) -> pb.PointsReply:
+        shards = self._find(request.target)
+        if request.limit < 1:
+            raise InvalidInput("limit: expected 1 or more, got 0")
+        if len(codec.decode_keys(request.start, "start")) > 1:
+            raise InvalidInput(f"start: expected a key of {KEY_BYTES} bytes, or none")
+        columns = {"with_payload": request.with_payload, "with_vector": request.with_vector}
+        found = await self._read(
+            [
+                partial(shard.engine.scroll, request.start, request.limit, **columns)
+                for shard in shards
+            ]
+        )
+        return codec.encode_points(merge.merge_ascending(found, request.limit))
+
+    async def _count(self, request: pb.CountRequest) -> pb.CountReply:
+        counts = await self._read([shard.engine.count for shard in self._find(request.target)])
+        return pb.CountReply(count=sum(counts))
+
+    async def _describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        infos = await self._read([shard.engine.info for shard in self._find(request.target)])
+        return pb.DescribeReply(shards=map(msgspec.json.encode, infos))
+
+    def _find(self, target: pb.Target) -> list[HostedShard]:
+        if not target.shards:
+            raise InvalidInput("target.shards: expected at least one")
+        return [self._hosting.find((target.collection_id, number)) for number in target.shards]
+
+    async def _read(self, reads: Sequence[Callable[[], T]]) -> list[T]:
+        """What ``reads`` answer, each run in a thread; on cancel, those not begun are dropped."""
+        if self._waiting + len(reads) > MAX_WAITING_READS:
+            raise Overloaded(f"{self._waiting} reads are waiting already")
+        self._waiting += len(reads)
+        running = [self._loop.run_in_executor(self._readers, read) for read in reads]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            self._waiting -= len(reads)
+            for one in running:
+                one.cancel()
+
+
+async def _write_one(shard: HostedShard, operations: list[Operation], wait: bool) -> int:
+    try:
+        written = shard.engine.write(operations, applied=wait)
+        # The engine goes on with a write whose caller has gone.
+        return await asyncio.shield(asyncio.wrap_future(written))
+    except Fenced as error:
+        shard.fence(error)
+        raise
+
+
+def _handler(request_type: type[R], method: Callable[[R], Awaitable[Message]]) -> Any:
+    """A gRPC method that answers errors as statuses and checks the size of the answer."""
+
+    async def handle(data: bytes, context: aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            reply = (await method(request_type.FromString(data))).SerializeToString()
+            if len(reply) > MAX_MESSAGE_BYTES:
+                raise InvalidInput(
+                    f"answer of {len(reply)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
+                    "ask for fewer points, or leave out vectors or payloads"
+                )
+        except DecodeError as error:
+            status, details = grpc.StatusCode.INVALID_ARGUMENT, f"request: {error}"
+        except Exception as error:
+            status, details = status_of(error, request_type.DESCRIPTOR.name)
+        else:
+            return reply
+        return await context.abort(status, details)
+
+    return grpc.unary_unary_rpc_method_handler(handle)
