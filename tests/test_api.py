@@ -560,11 +560,11 @@ def test_search_parameters_are_taken(http: httpx.Client, collection: str) -> Non
 def test_too_many_vectors_for_one_answer(http: httpx.Client) -> None:
     ok(http.put("/collections/wide", json={"vectors": {"size": 65_536, "distance": "Dot"}}))
     path = "/collections/wide/points"
-    message = "expected at most 512 points of dimension 65536"
+    message = "expected at most 192 points of dimension 65536"
     for method, body in (
-        ("/scroll", {"limit": 513}),
-        ("", {"ids": list(range(513))}),
-        ("/query", {"limit": 513}),
+        ("/scroll", {"limit": 193}),
+        ("", {"ids": list(range(193))}),
+        ("/query", {"limit": 193}),
     ):
         response = http.post(f"{path}{method}", json={**body, "with_vector": True})
         assert message in refused(response, 422)

@@ -16,7 +16,7 @@ from router.api.selectors import Selector
 from router.api.wire import Payload
 from router.errors import Malformed
 from shard.errors import InvalidInput
-from shard.model import Keys, PointId, Points, Rows, Scores, Vectors, decode_ids, encode_ids
+from shard.model import Keys, PointId, Points, Scores, Vectors, decode_ids, encode_ids
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _HYPHENATED = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -116,12 +116,3 @@ def render_points(
         for record, vector in zip(rendered, np.ascontiguousarray(points.vectors), strict=True):
             record["vector"] = vector
     return rendered
-
-
-def pick(points: Points, rows: Rows) -> Points:
-    """The points at ``rows``, in that order."""
-    return Points(
-        points.keys[rows],
-        None if points.payloads is None else [points.payloads[row] for row in rows.tolist()],
-        None if points.vectors is None else points.vectors[rows],
-    )

@@ -18,7 +18,6 @@ from router.api.convert import (
     parse_ids,
     parse_path_id,
     parse_vectors,
-    pick,
     render_points,
 )
 from router.api.exchange import Context, Timeout, answer, read_body
@@ -27,12 +26,14 @@ from router.directory import PointNotFound
 from router.errors import Malformed, OutOfRange
 from shard.errors import InvalidInput
 from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
+from shard.rpc.channel import MAX_MESSAGE_BYTES
+from shard.rpc.merge import take_points
 
 routes = APIRouter(prefix="/collections/{name}/points", tags=["Points"])
 
 DEFAULT_LIMIT = 10
-MAX_VECTOR_BYTES = 128 * 1024 * 1024
-"""Most vectors in one answer, before they are written out as JSON."""
+MAX_VECTOR_BYTES = MAX_MESSAGE_BYTES * 3 // 4
+"""Most vectors in one answer; the rest of a shard server's message is for ids and payloads."""
 
 Wait = Annotated[
     bool,
@@ -186,7 +187,7 @@ async def delete(
 async def read_points(
     context: Context, name: str, keys: Keys, selector: Selector, vector: bool, timeout: float
 ) -> Points:
-    """The existing ones of ``keys``, which are distinct."""
+    """Those of ``keys`` that exist, in that order."""
 
     async def read(collection: Collection) -> Points:
         if vector:
@@ -212,12 +213,9 @@ async def retrieve(
     body = _retrieve(await read_body(request))
     selector = Selector.of(body.with_payload, default=True)
     vector = wants_vector(body.with_vector)
-    asked = parse_ids(body.ids, "ids")
-    keys = np.unique(asked)
+    keys = parse_ids(body.ids, "ids")
     points = await read_points(context, name, keys, selector, vector, timeout or context.timeout)
-    found = {key: row for row, key in enumerate(points.keys.tolist())}
-    rows = np.array([found[key] for key in asked.tolist() if key in found], np.int64)
-    return answer(request, render_points(pick(points, rows), selector))
+    return answer(request, render_points(points, selector))
 
 
 @routes.get("/{id}", responses=wire.answers(wire.Record), summary="Retrieve one point")
@@ -270,7 +268,7 @@ async def scroll(
 
     points = await context.directory.act(name, read)
     following = decode_ids(points.keys[limit : limit + 1])
-    page = pick(points, np.arange(min(limit, len(points.keys))))
+    page = take_points(points, np.arange(min(limit, len(points.keys))))
     return answer(
         request,
         {

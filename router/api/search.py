@@ -15,13 +15,14 @@ from starlette.responses import Response
 
 from cluster.catalog import Collection
 from router.api import wire
-from router.api.convert import parse_id, parse_vectors, pick, render_points
+from router.api.convert import parse_id, parse_vectors, render_points
 from router.api.exchange import Context, Timeout, answer, read_body
 from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wants_vector
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
 from shard.model import KEY_DTYPE, Hits, SearchParams, Vectors, decode_id, encode_id
+from shard.rpc.merge import take_points
 
 routes = APIRouter(prefix="/collections/{name}/points", tags=["Search"])
 
@@ -86,7 +87,7 @@ class _Search:
         if not np.isfinite(scores).all():
             # JSON has no infinity; the product of two float32 numbers may overflow to it.
             scores = np.nan_to_num(scores)
-        return render_points(pick(hits.points, rows), self.selector, scores)
+        return render_points(take_points(hits.points, rows), self.selector, scores)
 
 
 async def _find(
@@ -121,7 +122,7 @@ async def _find(
             with_vector=search.params.with_vector,
             timeout=timeout,
         )
-        page = pick(points, np.arange(len(points.keys))[search.offset :])
+        page = take_points(points, np.arange(len(points.keys))[search.offset :])
         found[place] = render_points(page, search.selector, np.ones(len(page.keys), np.float32))
 
     groups = []
