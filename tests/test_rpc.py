@@ -1,0 +1,725 @@
+"""The shard server and its client, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shard.errors import (
+    AlreadyExists,
+    Corrupt,
+    Fenced,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    ShoalError,
+    Unavailable,
+)
+from shard.model import (
+    Delete,
+    Distance,
+    Hits,
+    Keys,
+    Operation,
+    Points,
+    SearchParams,
+    ShardConfig,
+    ShardInfo,
+    Upsert,
+    Vectors,
+    decode_ids,
+    encode_ids,
+)
+from shard.objects import ObjectStore
+from shard.objects.local import LocalObjectStore
+from shard.rpc import codec, hosting, merge
+from shard.rpc import server as server_module
+from shard.rpc import shard_pb2 as pb
+from shard.rpc.channel import MAX_MESSAGE_BYTES, SERVICE
+from shard.rpc.client import ShardClient
+from shard.rpc.hosting import ShardId
+from shard.rpc.server import ShardServer
+
+DIMENSION = 8
+CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID)
+PARAMS = SearchParams(limit=5)
+COLLECTION = "c0ffee"
+
+
+async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the server has a loop of its own
+            await asyncio.sleep(0.005)
+
+
+def random_vectors(rows: int, seed: int = 0, dimension: int = DIMENSION) -> Vectors:
+    return np.random.default_rng(seed).standard_normal((rows, dimension), np.float32)
+
+
+def upsert(first_id: int, vectors: Vectors) -> Upsert:
+    ids = range(first_id, first_id + len(vectors))
+    return Upsert(encode_ids(ids), vectors, [b'{"id": %d}' % number for number in ids])
+
+
+class Engine:
+    """Stands in for `ShardEngine` where a test must decide what the engine does, and when."""
+
+    def __init__(self, prefix: str, config: ShardConfig) -> None:
+        self.prefix = prefix
+        self.config = config
+        self.searched = 0
+        self.closed = threading.Event()
+        self.failure: Exception | None = None
+        self.unblocked = threading.Event()
+        self.unblocked.set()
+
+    def write(self, operations: list[Operation], *, applied: bool) -> Future[int]:
+        written: Future[int] = Future()
+        if self.failure is not None:
+            written.set_exception(self.failure)
+        else:
+            written.set_result(len(operations))
+        return written
+
+    def search(self, queries: Vectors, params: SearchParams) -> Hits:
+        self.searched += 1
+        assert self.unblocked.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        none = np.empty(0, np.float32)
+        return Hits(np.zeros(len(queries), np.int64), none, Points(encode_ids([])))
+
+    def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
+        return Points(keys, [b'"' + b"x" * (1 << 20) + b'"'] * len(keys))
+
+    def info(self) -> ShardInfo:
+        return ShardInfo(
+            points=7, indexed=0, building=False, sequence=9, snapshot_sequence=0, error="é" * 9
+        )
+
+    def reconfigure(self, config: ShardConfig) -> None:
+        self.config = config
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Engines:
+    """Opens stand-ins, and fails with what ``failures`` holds before that."""
+
+    def __init__(self) -> None:
+        self.opened: list[Engine] = []
+        self.failures: list[Exception] = []
+        self.unblocked = threading.Event()
+        self.unblocked.set()
+
+    def open(self, store: object, prefix: str, config: ShardConfig, *_: object) -> Engine:
+        assert self.unblocked.wait(30)
+        if self.failures:
+            raise self.failures.pop(0)
+        engine = Engine(prefix, config)
+        self.opened.append(engine)
+        return engine
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return LocalObjectStore(tmp_path / "store")
+
+
+@pytest.fixture
+def server(store: ObjectStore, tmp_path: Path) -> Iterator[ShardServer]:
+    server = ShardServer(store, tmp_path / "scratch", host="127.0.0.1", search_threads=2)
+    yield server
+    server.stop(0)
+
+
+@pytest.fixture
+async def client(server: ShardServer) -> AsyncIterator[ShardClient]:
+    client = ShardClient(f"127.0.0.1:{server.start()}")
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    engines = Engines()
+    monkeypatch.setattr(hosting, "ShardEngine", engines)
+    monkeypatch.setattr(hosting, "REOPEN_SECONDS", (0.01, 0.1))
+    return engines
+
+
+async def serve(server: ShardServer, *numbers: int, config: ShardConfig = CONFIG) -> None:
+    """Assign shards and wait until all of them serve."""
+    desired: dict[ShardId, ShardConfig] = {(COLLECTION, number): config for number in numbers}
+    server.assign(desired)
+    await until(lambda: server.status() == dict.fromkeys(desired, "serving"))
+
+
+# Codec
+
+
+def test_operations_survive_the_wire() -> None:
+    sent = [upsert(3, random_vectors(4)), Delete(encode_ids([2**64 - 1, 0]))]
+    request = pb.ShardWrite(shard=1, operations=map(codec.encode_operation, sent))
+    received = pb.ShardWrite.FromString(request.SerializeToString())
+    first, second = codec.decode_operations(received.operations, DIMENSION)
+    assert isinstance(first, Upsert) and isinstance(second, Delete)
+    assert first.keys.tolist() == sent[0].keys.tolist()
+    assert np.array_equal(first.vectors, random_vectors(4))
+    assert first.payloads == [b'{"id": 3}', b'{"id": 4}', b'{"id": 5}', b'{"id": 6}']
+    assert second.keys.tolist() == sent[1].keys.tolist()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SearchParams(limit=1),
+        SearchParams(limit=7, exact=True, nprobe=3, oversampling=2.5, with_payload=True),
+        SearchParams(limit=7, score_threshold=0.0, with_vector=True),
+    ],
+)
+def test_search_parameters_survive_the_wire(params: SearchParams) -> None:
+    request = codec.encode_search(COLLECTION, [2, 0], random_vectors(2), params)
+    received = pb.SearchRequest.FromString(request.SerializeToString())
+    assert codec.decode_params(received) == params
+    assert list(received.target.shards) == [2, 0]
+
+
+@pytest.mark.parametrize("with_payload", [False, True])
+@pytest.mark.parametrize("with_vector", [False, True])
+@pytest.mark.parametrize("lengths", [[2, 0, 1], [0], []])
+def test_hits_survive_the_wire(lengths: list[int], with_payload: bool, with_vector: bool) -> None:
+    rows = sum(lengths)
+    points = Points(
+        encode_ids(range(rows)),
+        [b""] * rows if with_payload else None,
+        random_vectors(rows) if with_vector else None,
+    )
+    sent = Hits(np.array(lengths, np.int64), np.arange(rows, dtype=np.float32), points)
+    received = codec.decode_hits(
+        pb.SearchReply.FromString(codec.encode_hits(sent).SerializeToString()),
+        with_payload=with_payload,
+        with_vector=with_vector,
+        dimension=DIMENSION,
+    )
+    assert received.lengths.tolist() == lengths
+    assert np.array_equal(received.scores, sent.scores)
+    assert received.points.keys.tolist() == points.keys.tolist()
+    assert received.points.payloads == points.payloads
+    if points.vectors is None:
+        assert received.points.vectors is None
+    else:
+        assert np.array_equal(received.points.vectors, points.vectors)
+
+
+# Merge
+
+
+@given(
+    # For each of three parts and two queries; with so few scores, ties abound.
+    scores=st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=6, max_size=6),
+    limit=st.integers(1, 10),
+    higher_is_nearer=st.booleans(),
+)
+def test_merge_is_the_sort_of_everything(
+    scores: list[list[int]], limit: int, higher_is_nearer: bool
+) -> None:
+    sign = -1 if higher_is_nearer else 1
+    ids = iter(number * 7 % 101 for number in range(101))
+    # Hits are (badness, id), the best first.
+    found = [sorted((score, next(ids)) for score in some)[:limit] for some in scores]
+    parts = []
+    for first, second in zip(found[0::2], found[1::2], strict=True):
+        chosen = [point_id for _, point_id in first + second]
+        points = Points(
+            encode_ids(chosen),
+            [b"%d" % point_id for point_id in chosen],
+            np.array(chosen, np.float32).reshape(-1, 1),
+        )
+        similarities = np.array([sign * score for score, _ in first + second], np.float32)
+        parts.append(Hits(np.array([len(first), len(second)]), similarities, points))
+
+    merged = merge.merge_hits(parts, limit, higher_is_nearer=higher_is_nearer)
+
+    expected = [sorted(chain(*found[query::2]))[:limit] for query in range(2)]
+    assert merged.lengths.tolist() == list(map(len, expected))
+    assert merged.scores.tolist() == [sign * score for hits in expected for score, _ in hits]
+    best = [point_id for hits in expected for _, point_id in hits]
+    assert merged.points.keys.tolist() == encode_ids(best).tolist()
+    assert merged.points.payloads == [b"%d" % point_id for point_id in best]
+    assert merged.points.vectors is not None
+    assert merged.points.vectors.ravel().tolist() == best
+
+
+def test_points_follow_the_order_of_keys_asked() -> None:
+    points = Points(encode_ids([5, 1, 9]), [b"5", b"1", b"9"])
+    ordered = merge.in_order_of(points, encode_ids([9, 2, 5, 9]))
+    assert ordered.payloads == [b"9", b"5", b"9"]
+    ascending = merge.merge_ascending([points, Points(encode_ids([2]), [b"2"])], 3)
+    assert ascending.payloads == [b"1", b"2", b"5"]
+
+
+# What a server refuses
+
+
+def search_request(**changes: Any) -> pb.SearchRequest:
+    request = codec.encode_search(COLLECTION, [0], random_vectors(1), PARAMS)
+    for field, value in changes.items():
+        setattr(request, field, value)
+    return request
+
+
+def write_request(operation: pb.Operation | None = None) -> pb.WriteRequest:
+    operations = [codec.encode_operation(upsert(0, random_vectors(1)))]
+    if operation is not None:
+        operations.append(operation)
+    write = pb.ShardWrite(shard=0, operations=operations)
+    return pb.WriteRequest(collection_id=COLLECTION, writes=[write], wait=True)
+
+
+TARGET = pb.Target(collection_id=COLLECTION, shards=[0])
+KEYS = encode_ids([1, 2]).tobytes()
+ROWS = random_vectors(2).tobytes()
+
+
+def bad_upsert(**fields: Any) -> tuple[str, pb.WriteRequest]:
+    good: dict[str, Any] = {"keys": KEYS, "vectors": ROWS, "payloads": [b"", b""]}
+    return "Write", write_request(pb.Operation(upsert=pb.Upsert(**good | fields)))
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        (("Search", search_request(queries=b"123")), "queries: expected whole vectors of 8"),
+        (("Search", search_request(queries=b"")), "queries: expected at least one"),
+        (("Search", search_request(limit=0)), "limit: expected 1 or more"),
+        (
+            ("Search", pb.SearchRequest(target=pb.Target(collection_id=COLLECTION), limit=1)),
+            "target.shards: expected at least one",
+        ),
+        (("Retrieve", pb.RetrieveRequest(target=TARGET, keys=b"x" * 19)), "keys: expected a mult"),
+        (("Retrieve", pb.RetrieveRequest(target=TARGET, keys=b"x" * 18)), "keys: expected ids"),
+        (("Scroll", pb.ScrollRequest(target=TARGET, limit=0)), "limit: expected 1 or more"),
+        (("Scroll", pb.ScrollRequest(target=TARGET, limit=1, start=KEYS)), "start: expected a key"),
+        (("Scroll", pb.ScrollRequest(target=TARGET, limit=1, start=b"a")), "start: expected a mul"),
+        (("Write", pb.WriteRequest(collection_id=COLLECTION)), "writes: expected at least one"),
+        (("Write", write_request(pb.Operation())), "operations: expected an upsert or a delete"),
+        (
+            ("Write", write_request(pb.Operation(delete=pb.Delete(keys=KEYS[1:])))),
+            "delete.keys: expected a multiple of 18 bytes, got 35",
+        ),
+        (bad_upsert(keys=KEYS[:-1]), "upsert.keys: expected a multiple"),
+        (bad_upsert(keys=KEYS[:18] * 2), "upsert.keys: expected distinct"),
+        (bad_upsert(vectors=ROWS[:-1]), "upsert.vectors: expected 2 vectors of 8 float32, got 63"),
+        (bad_upsert(vectors=ROWS[:32]), "upsert.vectors: expected 2 vectors"),
+        (bad_upsert(payloads=[b""]), "upsert.payloads: expected one a key, 2 in all, got 1"),
+    ],
+)
+async def test_malformed_request_is_refused_whole(
+    server: ShardServer, request_of: tuple[str, Any], message: str
+) -> None:
+    method, request = request_of
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.start()}") as channel:
+        await serve(server, 0)
+        call = channel.unary_unary(f"/{SERVICE}/{method}", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request.SerializeToString(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert message in (caught.value.details() or "")
+        count = channel.unary_unary(f"/{SERVICE}/Count", None, pb.CountReply.FromString)
+        reply = await count(pb.CountRequest(target=TARGET).SerializeToString(), timeout=10)
+        assert reply.count == 0
+
+
+async def test_bytes_that_are_no_message_are_refused(server: ShardServer) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.start()}") as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Search", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"\xff\xff\xff", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_too_large_a_request_is_refused_by_either_end(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0)
+    queries = np.zeros((MAX_MESSAGE_BYTES // (4 * DIMENSION) + 1, DIMENSION), np.float32)
+    with pytest.raises(InvalidInput, match=f"expected at most {MAX_MESSAGE_BYTES}"):
+        await client.search(COLLECTION, [0], queries, PARAMS, timeout=10)
+    unlimited = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(client.address, options=unlimited) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Search", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(search_request(queries=queries.tobytes()).SerializeToString(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    hits = await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+    assert hits.lengths.tolist() == [0]
+
+
+async def test_too_large_an_answer_is_refused(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0)
+    columns = {"with_payload": True, "with_vector": False, "dimension": DIMENSION}
+    few = await client.retrieve(COLLECTION, [0], encode_ids(range(2)), **columns, timeout=10)  # type: ignore[arg-type]
+    assert len(few.payloads or ()) == 2
+    with pytest.raises(InvalidInput, match="ask for fewer points"):
+        await client.retrieve(COLLECTION, [0], encode_ids(range(70)), **columns, timeout=30)  # type: ignore[arg-type]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("raised", "received"),
+    [
+        (InvalidInput("nprobe: expected 1 or more"), InvalidInput),
+        (NotFound("x"), NotFound),
+        (AlreadyExists("x"), AlreadyExists),
+        (Overloaded("x"), Overloaded),
+        (Unavailable("x"), Unavailable),
+        (Corrupt("x"), Corrupt),
+        (TimeoutError("x"), TimeoutError),
+    ],
+)
+async def test_an_error_is_the_same_on_both_sides(
+    server: ShardServer,
+    client: ShardClient,
+    engines: Engines,
+    raised: Exception,
+    received: type[Exception],
+) -> None:
+    await serve(server, 0)
+    engines.opened[0].failure = raised
+    with pytest.raises(received) as caught:
+        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+    assert type(caught.value) is received
+    assert str(raised) in str(caught.value)
+    with pytest.raises(received):
+        await client.write(COLLECTION, {0: []}, wait=True, timeout=10)
+
+
+async def test_an_unexpected_error_is_logged_and_survived(
+    server: ShardServer,
+    client: ShardClient,
+    engines: Engines,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await serve(server, 0)
+    engines.opened[0].failure = ZeroDivisionError("ü" * 100_000)
+    with pytest.raises(ShoalError, match="INTERNAL: ZeroDivisionError: ü"):
+        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+    (record,) = (record for record in caplog.records if record.name == "shard.rpc.status")
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+    engines.opened[0].failure = None
+    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+
+
+async def test_no_server_is_unavailable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = ShardClient(f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(Unavailable, match="shard server"):
+            await client.count(COLLECTION, [0], timeout=10)
+        await client.close()
+        with pytest.raises(Unavailable):
+            await client.count(COLLECTION, [0], timeout=10)
+
+
+async def test_closing_a_client_does_not_look_like_cancelling_its_callers(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0)
+    engines.opened[0].unblocked.clear()
+    call = asyncio.create_task(
+        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    )
+    await until(lambda: engines.opened[0].searched)
+    await client.close()
+    with pytest.raises(Unavailable):
+        await call
+    engines.opened[0].unblocked.set()
+
+
+def test_a_port_that_is_taken(server: ShardServer, store: ObjectStore, tmp_path: Path) -> None:
+    port = server.start()
+    second = ShardServer(store, tmp_path / "other", host="127.0.0.1", port=port)
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        second.start()
+    second.stop(0)
+
+
+async def test_health(server: ShardServer) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.start()}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE):
+            reply = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+# Time and load
+
+
+async def test_cancelled_calls_are_dropped_before_they_start(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0)
+    engine = engines.opened[0]
+    engine.unblocked.clear()
+
+    def search(timeout: float) -> asyncio.Task[Hits]:
+        return asyncio.create_task(
+            client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=timeout)
+        )
+
+    running = [search(30), search(30)]
+    await until(lambda: engine.searched == 2)
+    cancelled, late = search(30), search(0.2)
+    await until(lambda: server._waiting == 4)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with pytest.raises(TimeoutError):
+        await late
+    await until(lambda: server._waiting == 2)
+    engine.unblocked.set()
+    await asyncio.gather(*running)
+    await search(30)
+    assert engine.searched == 3
+
+
+async def test_a_full_queue_refuses(
+    server: ShardServer,
+    client: ShardClient,
+    engines: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_WAITING_READS", 3)
+    await serve(server, 0)
+    engines.opened[0].unblocked.clear()
+    calls = [
+        asyncio.create_task(client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30))
+        for _ in range(4)
+    ]
+    done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    with pytest.raises(Overloaded, match="3 reads are waiting already"):
+        await done.pop()
+    engines.opened[0].unblocked.set()
+    assert len(await asyncio.gather(*waiting)) == 3
+
+
+async def test_a_write_goes_on_when_its_caller_has_gone(
+    server: ShardServer,
+    client: ShardClient,
+    engines: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await serve(server, 0)
+    written: Future[int] = Future()
+    monkeypatch.setattr(engines.opened[0], "write", lambda operations, *, applied: written)
+    with pytest.raises(TimeoutError):
+        await client.write(COLLECTION, {0: []}, wait=True, timeout=0.2)
+    await asyncio.sleep(0.1)
+    assert not written.cancelled()
+    written.set_result(1)
+
+
+async def test_each_batch_is_answered_query_by_query(
+    server: ShardServer, client: ShardClient
+) -> None:
+    """However it is spread over threads, and with 64 batches in flight."""
+    await serve(server, 0, 1, 2)
+    stored = random_vectors(90)
+    for number in range(3):
+        some = upsert(30 * number, stored[30 * number : 30 * number + 30])
+        await client.write(COLLECTION, {number: [some]}, wait=True, timeout=10)
+    params = SearchParams(limit=4, exact=True, with_payload=True, with_vector=True)
+
+    async def search(seed: int) -> None:
+        queries = random_vectors([1, 2, 33, 70][seed % 4], seed)
+        shards = [0] if seed % 3 == 0 else [2, 0, 1]
+        hits = await client.search(COLLECTION, shards, queries, params, timeout=60)
+        rows = 30 if shards == [0] else 90
+        distances = np.linalg.norm(queries[:, None] - stored[None, :rows], axis=2)
+        assert hits.lengths.tolist() == [4] * len(queries)
+        ids = np.array(decode_ids(hits.points.keys))
+        assert hits.points.payloads == [b'{"id": %d}' % point_id for point_id in ids]
+        assert hits.points.vectors is not None
+        np.testing.assert_allclose(hits.points.vectors, stored[ids], rtol=1e-6)
+        scores = hits.scores.reshape(-1, 4)
+        np.testing.assert_allclose(scores, np.sort(distances, axis=1)[:, :4], rtol=1e-4)
+        found = np.take_along_axis(distances, ids.reshape(-1, 4), axis=1)
+        np.testing.assert_allclose(scores, found, rtol=1e-4)
+
+    await asyncio.gather(*map(search, range(64)))
+
+
+async def test_reading_points_back(server: ShardServer, client: ShardClient) -> None:
+    await serve(server, 0, 1)
+    vectors = random_vectors(6)
+    even = Upsert(encode_ids([0, 2, 4]), vectors[:3], [b'{"a": 1}', b"", b"{}"])
+    odd = Upsert(encode_ids([1, 3, 5]), vectors[3:], [b""] * 3)
+    gone = Delete(encode_ids([3]))
+    await client.write(COLLECTION, {0: [even], 1: [odd, gone]}, wait=True, timeout=10)
+    assert await client.count(COLLECTION, [0, 1], timeout=10) == 5
+    assert await client.count(COLLECTION, [1], timeout=10) == 2
+    first, second = await client.describe(COLLECTION, [1, 0], timeout=10)
+    assert (first.points, second.points) == (2, 3)
+    page = await client.scroll(
+        COLLECTION,
+        [0, 1],
+        encode_ids([1]).tolist()[0],
+        3,
+        with_payload=True,
+        with_vector=False,
+        dimension=DIMENSION,
+        timeout=10,
+    )
+    assert page.keys.tolist() == encode_ids([1, 2, 4]).tolist()
+    assert page.payloads == [b"", b"", b"{}"]
+    assert page.vectors is None
+    found = await client.retrieve(
+        COLLECTION,
+        [0, 1],
+        encode_ids([3, 5, 0]),
+        with_payload=True,
+        with_vector=True,
+        dimension=DIMENSION,
+        timeout=10,
+    )
+    assert sorted(found.keys.tolist()) == encode_ids([0, 5]).tolist()
+    ordered = merge.in_order_of(found, encode_ids([5, 0]))
+    assert ordered.payloads == [b"", b'{"a": 1}']
+    assert ordered.vectors is not None
+    assert np.array_equal(ordered.vectors, vectors[[5, 0]])
+
+
+# Hosting
+
+
+async def count(client: ShardClient, number: int = 0) -> int:
+    return await client.count(COLLECTION, [number], timeout=10)
+
+
+async def test_a_shard_is_refused_until_it_is_open(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    engines.unblocked.clear()
+    server.assign({(COLLECTION, 0): CONFIG})
+    assert server.status() == {(COLLECTION, 0): "recovering"}
+    with pytest.raises(Unavailable, match="is recovering"):
+        await count(client)
+    with pytest.raises(NotFound, match="shard 1 of collection"):
+        await count(client, 1)
+    engines.unblocked.set()
+    await until(lambda: server.status() == {(COLLECTION, 0): "serving"})
+    server.assign({(COLLECTION, 0): CONFIG})
+    server.assign({})
+    assert server.status() == {}
+    with pytest.raises(NotFound):
+        await count(client)
+    await until(engines.opened[0].closed.is_set)
+    assert len(engines.opened) == 1
+
+
+async def test_opening_is_tried_again_while_the_store_is_out_of_reach(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    engines.failures = [Unavailable("no store")] * 3
+    await serve(server, 0)
+    assert not engines.failures
+
+
+async def test_a_damaged_shard_fails_until_it_is_assigned_anew(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    engines.failures = [Corrupt("manifest 7")]
+    desired = {(COLLECTION, 0): CONFIG}
+    server.assign(desired)
+    await until(lambda: server.status() == {(COLLECTION, 0): "failed: Corrupt: manifest 7"})
+    with pytest.raises(Corrupt, match="manifest 7"):
+        await count(client)
+    server.assign(desired)
+    assert "failed" in server.status()[COLLECTION, 0]
+    server.assign({})
+    await serve(server, 0)
+
+
+async def test_a_fenced_shard_is_closed_and_reported(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0, 1)
+    engine = engines.opened[0]
+    number = int(engine.prefix.removeprefix(f"collections/{COLLECTION}/shard-"))
+    engine.failure = Fenced("epoch 4 has begun")
+    with pytest.raises(Unavailable, match="epoch 4"):
+        await client.write(COLLECTION, {number: []}, wait=True, timeout=10)
+    await until(engine.closed.is_set)
+    assert server.status() == {
+        (COLLECTION, number): "failed: Fenced: epoch 4 has begun",
+        (COLLECTION, 1 - number): "serving",
+    }
+    with pytest.raises(Unavailable, match="failed: Fenced"):
+        await count(client, number)
+
+
+async def test_a_shard_that_comes_back_waits_until_its_last_stay_is_over(
+    server: ShardServer,
+    client: ShardClient,
+    engines: Engines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await serve(server, 0)
+    closing = threading.Event()
+    monkeypatch.setattr(engines.opened[0], "close", lambda: closing.wait(30))
+    server.assign({})
+    server.assign({(COLLECTION, 0): CONFIG})
+    server.assign({})
+    server.assign({(COLLECTION, 0): CONFIG})
+    await asyncio.sleep(0.1)
+    assert server.status() == {(COLLECTION, 0): "recovering"}
+    assert len(engines.opened) == 1
+    closing.set()
+    await until(lambda: server.status() == {(COLLECTION, 0): "serving"})
+    assert len(engines.opened) == 2
+
+
+@pytest.mark.parametrize("while_opening", [False, True])
+async def test_a_new_configuration_reaches_the_shard(
+    server: ShardServer, client: ShardClient, engines: Engines, while_opening: bool
+) -> None:
+    changed = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, recall_target=0.5)
+    if while_opening:
+        engines.unblocked.clear()
+        server.assign({(COLLECTION, 0): CONFIG})
+        await asyncio.sleep(0.05)
+    else:
+        await serve(server, 0)
+    server.assign({(COLLECTION, 0): changed})
+    engines.unblocked.set()
+    await until(lambda: engines.opened and engines.opened[0].config == changed)
+    assert len(engines.opened) == 1
+
+
+async def test_stopping_closes_every_shard(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0, 1)
+    await asyncio.to_thread(server.stop, 1)
+    assert all(engine.closed.is_set() for engine in engines.opened)
+    with pytest.raises(Unavailable):
+        await count(client)
