@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -479,6 +480,27 @@ def test_another_router_sees_what_this_one_does(shoal: ShoalInProcess, http: htt
 
         ok(other.delete("/collections/shared"))
         refused(http.get("/collections/shared"), 404)
+
+
+def test_shards_out_of_reach(tmp_path: Path) -> None:
+    with (
+        ShoalInProcess(tmp_path, default_shards=2) as shoal,
+        httpx.Client(base_url=shoal.url, timeout=30) as http,
+    ):
+        ok(http.put("/collections/half", json=PARAMS))
+        shoal.stop_server(1)
+        for method, path, body in (
+            ("PUT", "/points", named_points(*((id, VECTOR) for id in range(20)))),
+            ("POST", "/points/query", {"query": VECTOR}),
+            ("POST", "/points/count", {}),
+        ):
+            response = http.request(method, f"/collections/half{path}?timeout=1", json=body)
+            assert "could not answer within 1 s" in refused(response, 503)
+            assert response.headers["retry-after"] == "1"
+        response = http.put("/collections/late?timeout=1", json=PARAMS)
+        assert "`late` is created, but its shards do not all answer" in refused(response, 408)
+        assert ok(http.get("/collections/late/exists"))["exists"] is True
+        assert ok(http.delete("/collections/late")) is True
 
 
 def test_update_answers(http: httpx.Client, scratch: str) -> None:
