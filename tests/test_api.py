@@ -63,7 +63,7 @@ def client(shoal: ShoalInProcess) -> Iterator[QdrantClient]:
 def collection(http: httpx.Client) -> str:
     """A collection of three points that no test changes."""
     ok(http.put("/collections/standing", json=PARAMS))
-    points = [
+    points: list[dict[str, Any]] = [
         {"id": number, "vector": [number, 0, 0, 0], "payload": {"n": number, "deep": {"a": [1]}}}
         for number in (1, 2)
     ]
@@ -381,7 +381,10 @@ def test_collection_settings_are_kept_and_shown(client: QdrantClient, http: http
     client.create_collection(
         "settings",
         vectors_config=models.VectorParams(
-            size=8, distance=models.Distance.DOT, on_disk=True, hnsw_config={"m": 8}
+            size=8,
+            distance=models.Distance.DOT,
+            on_disk=True,
+            hnsw_config=models.HnswConfigDiff(m=8),
         ),
         shard_number=1,
         replication_factor=1,
@@ -396,7 +399,7 @@ def test_collection_settings_are_kept_and_shown(client: QdrantClient, http: http
     )
     config = client.get_collection("settings").config
     assert config.params.vectors == models.VectorParams(
-        size=8, distance=models.Distance.DOT, on_disk=True, hnsw_config={"m": 8}
+        size=8, distance=models.Distance.DOT, on_disk=True, hnsw_config=models.HnswConfigDiff(m=8)
     )
     assert config.params.shard_number == 1
     assert config.params.on_disk_payload is False
@@ -458,7 +461,7 @@ def test_names_of_many_kinds(client: QdrantClient) -> None:
     for name in ("with space", "é", "a.b", "%41", "#!", "n" * 255):
         client.create_collection(name, models.VectorParams(size=2, distance=models.Distance.DOT))
         assert client.collection_exists(name)
-        client.upsert(name, [models.PointStruct(id=1, vector=[1, 2])])
+        client.upsert(name, [models.PointStruct(id=1, vector=[1.0, 2.0])])
         assert client.count(name).count == 1
         assert client.delete_collection(name)
 
@@ -573,7 +576,7 @@ def test_search_parameters_are_taken(http: httpx.Client, collection: str) -> Non
         "quantization": {"ignore": True, "rescore": True, "oversampling": 2.0},
         "indexed_only": False,
     }
-    empty = {"must": [], "should": None}
+    empty: dict[str, Any] = {"must": [], "should": None}
     body = {"query": VECTOR, "params": params, "filter": empty, "prefetch": [], "using": ""}
     answer = ok(http.post(f"/collections/{collection}/points/query", json=body))
     assert len(answer["points"]) == 3

@@ -282,10 +282,8 @@ def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantClient]:
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
 @pytest.mark.parametrize("distance", list(models.Distance))
 def test_same_answers_as_the_oracle(shoal: QdrantClient, distance: models.Distance) -> None:
-    machine = type(f"Differential{distance.value}", (Differential,), {})
-    machine.shoal, machine.distance = shoal, distance
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine,
+    run_state_machine_as_test(
+        type("Machine", (Differential,), {"shoal": shoal, "distance": distance}),
         settings=settings(
             max_examples=8,
             stateful_step_count=25,
