@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 from uuid import UUID
 
@@ -42,7 +42,14 @@ values = st.recursive(
     lambda below: st.lists(below, max_size=3) | st.dictionaries(keys, below, max_size=3),
     max_leaves=6,
 )
-payloads = st.none() | st.dictionaries(keys, values, max_size=3)
+# Of the form that the paths below go into.
+inner = st.dictionaries(keys, values, min_size=1, max_size=2)
+branches = inner | st.lists(inner | values, min_size=1, max_size=2)
+payloads = (
+    st.none()
+    | st.dictionaries(keys, values, max_size=3)
+    | st.dictionaries(keys, branches | st.dictionaries(keys, branches), min_size=1, max_size=3)
+)
 paths = st.lists(
     st.sampled_from(["a", "b", "a.b", "a.b.c", "b[].a", "c[]", "c[0]", '"a.b"', "b[].b[].c"]),
     max_size=3,
@@ -192,20 +199,20 @@ class Differential(RuleBasedStateMachine):
         assert_same_records(ours.points, theirs.points)
 
     @rule(
-        asked=st.lists(st.tuples(queries, limits, offsets, selectors), min_size=1, max_size=5),
+        asked=st.lists(queries, min_size=1, max_size=6),
+        shapes=st.lists(st.tuples(limits, offsets, selectors), min_size=1, max_size=2),
     )
-    def query_batch(self, asked: list[tuple[Any, int, int | None, Any]]) -> None:
-        rankings = [self.rank(to) for to, *_ in asked]
+    def query_batch(self, asked: list[Any], shapes: list[tuple[int, int | None, Any]]) -> None:
+        ranked = [(to, ranking) for to in asked if (ranking := self.rank(to)) is not None]
+        if not ranked:
+            return
         requests = [
             models.QueryRequest(query=to, limit=limit, offset=offset, with_payload=selector)
-            for (to, limit, offset, selector), ranking in zip(asked, rankings, strict=True)
-            if ranking is not None
+            for (to, _), (limit, offset, selector) in zip(ranked, cycle(shapes), strict=False)
         ]
-        if not requests:
-            return
         ours, theirs = self.ask_both("query_batch_points", requests)
-        known = [ranking for ranking in rankings if ranking is not None]
-        for our, their, request, ranking in zip(ours, theirs, requests, known, strict=True):
+        assert len(ours) == len(requests)
+        for our, their, request, (_, ranking) in zip(ours, theirs, requests, ranked, strict=True):
             self.assert_same_hits(our.points, their.points, ranking, request.with_payload, False)
 
     @invariant()
