@@ -78,10 +78,11 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    names = (
-        "master.port master.port.grpc volume.port volume.port.grpc "
-        "filer.port filer.port.grpc s3.port s3.port.grpc"
-    ).split()
+    names = [
+        f"{role}.port{kind}"
+        for role in ("master", "volume", "filer", "s3")
+        for kind in ("", ".grpc")
+    ]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     command = [
         str(weed),
@@ -172,12 +173,8 @@ def _running(command: list[str], log: Path) -> Iterator[None]:
         sys.stderr.write(log.read_text(errors="replace")[-4000:])
         raise
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

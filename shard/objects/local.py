@@ -123,7 +123,9 @@ class LocalObjectStore:
                         for entry in entries
                     )
             except (FileNotFoundError, NotADirectoryError):
-                return
+                if self._temporary.is_dir():
+                    return
+                raise
         for name in names:
             key = folder + name
             if not is_key(key.removesuffix("/")):

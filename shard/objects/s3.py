@@ -58,6 +58,10 @@ class S3ObjectStore:
     Region, credentials and endpoint are found as every AWS tool finds them: ``AWS_REGION``,
     ``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, profiles, instance
     roles. Where an endpoint is set, the bucket goes into the path, not the host name.
+
+    SeaweedFS lists a folder's keys right after the folder's name, and so before names that go on
+    with "-" or "."; `list` is as the server orders. No two names in one folder of Shoal's layout
+    begin alike in that way.
     """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
@@ -113,7 +117,10 @@ class S3ObjectStore:
             self._missing_or_unavailable(error, key)
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-        after: dict[str, Any] = {"StartAfter": self._prefix + start_after} if start_after else {}
+        # SeaweedFS lists nothing at all after a key that sorts before the prefix.
+        after: dict[str, Any] = (
+            {"StartAfter": self._prefix + start_after} if start_after > prefix else {}
+        )
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix, **after
         )
