@@ -1,0 +1,113 @@
+"""Which collections there are: one versioned document, changed by conditional writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import msgspec
+
+from shard.errors import AlreadyExists, Corrupt, NotFound
+from shard.model import ShardConfig
+from shard.objects import ObjectStore
+from shard.objects.document import VersionedDocument
+
+CATALOG = "cluster/catalog"
+
+
+class Collection(msgspec.Struct, frozen=True, kw_only=True):
+    """One collection as the catalog has it."""
+
+    id: str
+    """A UUID's 32 hexadecimal digits, never used again for another collection."""
+    name: str
+    shard_count: int
+    config: ShardConfig
+    settings: dict[str, Any] = {}
+    """Qdrant's settings as they were given, for the collection's info."""
+
+    @property
+    def prefix(self) -> str:
+        """Where in the object store everything of the collection is."""
+        return f"collections/{self.id}"
+
+
+class Catalog:
+    """The collections over one object store. Methods block, and may be called from any thread.
+
+    Every method raises Unavailable where the store cannot be reached; a change may then have been
+    made or not.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._document = VersionedDocument(store, CATALOG)
+        self._lock = Lock()
+
+    def collections(self) -> dict[str, Collection]:
+        """All of them by name, as of now."""
+        with self._lock:
+            return _decode(self._document.read()[1])
+
+    def get(self, name: str) -> Collection:
+        """Raises NotFound."""
+        return _find(self.collections(), name)
+
+    def create(self, collection: Collection) -> None:
+        """Raises AlreadyExists where there is one of that name."""
+
+        def add(collections: dict[str, Collection]) -> None:
+            existing = collections.setdefault(collection.name, collection)
+            # The same id: an earlier try took place, though its answer was lost.
+            if existing.id != collection.id:
+                raise AlreadyExists(f"Collection `{collection.name}` already exists!")
+
+        self._change(add)
+
+    def update(self, name: str, change: Callable[[Collection], Collection]) -> Collection:
+        """Replace the collection by what ``change`` makes of it, and return that.
+
+        ``change`` may be called more than once, and must keep the id and the name. Raises NotFound.
+        """
+
+        def replace(collections: dict[str, Collection]) -> None:
+            collections[name] = change(_find(collections, name))
+
+        return self._change(replace)[name]
+
+    def delete(self, name: str) -> bool:
+        """False if there was none. The collection's objects go later, in the background."""
+        existed = False
+
+        def remove(collections: dict[str, Collection]) -> None:
+            nonlocal existed
+            existed = collections.pop(name, None) is not None
+
+        self._change(remove)
+        return existed
+
+    def _change(self, change: Callable[[dict[str, Collection]], None]) -> dict[str, Collection]:
+        def apply(data: bytes) -> bytes:
+            collections = _decode(data)
+            change(collections)
+            return msgspec.json.encode(list(collections.values())) if collections or data else data
+
+        with self._lock:
+            return _decode(self._document.update(apply))
+
+
+def _decode(data: bytes) -> dict[str, Collection]:
+    if not data:
+        return {}
+    try:
+        collections = msgspec.json.decode(data, type=list[Collection])
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{CATALOG}: {error}") from error
+    return {collection.name: collection for collection in collections}
+
+
+def _find(collections: dict[str, Collection], name: str) -> Collection:
+    try:
+        return collections[name]
+    except KeyError:
+        raise NotFound(f"Collection `{name}` doesn't exist!") from None
