@@ -29,6 +29,7 @@ from shard.model import (
     Vectors,
     decode_ids,
     encode_ids,
+    shards_of,
 )
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
@@ -296,7 +297,7 @@ async def test_describe_is_in_order_of_shards(cluster: Cluster) -> None:
     cluster.start("a", "b")
     await cluster.place(collection, ["b", "a", "b"])
     keys = encode_ids(range(1000))
-    counts = np.bincount(fanout_module.shards_of(keys, 3), minlength=3)
+    counts = np.bincount(shards_of(keys, 3), minlength=3)
     await write(cluster, collection, upsert(random_vectors(1000)))
     infos = await cluster.fanout.describe(collection, timeout=TIMEOUT)
     assert [info.points for info in infos] == counts.tolist()
@@ -482,11 +483,14 @@ async def test_an_unknown_collection_is_not_found(
         await cluster.fanout.count(make_collection(), timeout=TIMEOUT)
 
 
-async def test_a_collection_deleted_meanwhile_is_not_found(cluster: Cluster) -> None:
+async def test_a_collection_deleted_meanwhile_is_not_found(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout_module, "UNKNOWN_SECONDS", TIMEOUT)
     collection = make_collection(shards=1)
     cluster.start("a")
     await cluster.place(collection, [""])
-    counting = asyncio.create_task(cluster.fanout.count(collection, timeout=TIMEOUT))
+    counting = asyncio.create_task(cluster.fanout.count(collection, timeout=10))
     await asyncio.sleep(0.1)
     await cluster.watcher.publish(cluster.addresses, {})
     with pytest.raises(NotFound):

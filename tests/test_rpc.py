@@ -173,15 +173,16 @@ async def serve(server: ShardServer, *numbers: int, config: ShardConfig = CONFIG
 
 
 def test_operations_survive_the_wire() -> None:
-    sent = [upsert(3, random_vectors(4)), Delete(encode_ids([2**64 - 1, 0]))]
-    request = pb.ShardWrite(shard=1, operations=map(codec.encode_operation, sent))
+    upserted, deleted = upsert(3, random_vectors(4)), Delete(encode_ids([2**64 - 1, 0]))
+    sent = [codec.encode_operation(operation) for operation in (upserted, deleted)]
+    request = pb.ShardWrite(shard=1, operations=sent)
     received = pb.ShardWrite.FromString(request.SerializeToString())
     first, second = codec.decode_operations(received.operations, DIMENSION)
     assert isinstance(first, Upsert) and isinstance(second, Delete)
-    assert first.keys.tolist() == sent[0].keys.tolist()
+    assert first.keys.tolist() == upserted.keys.tolist()
     assert np.array_equal(first.vectors, random_vectors(4))
     assert first.payloads == [b'{"id": 3}', b'{"id": 4}', b'{"id": 5}', b'{"id": 6}']
-    assert second.keys.tolist() == sent[1].keys.tolist()
+    assert second.keys.tolist() == deleted.keys.tolist()
 
 
 @pytest.mark.parametrize(
@@ -220,8 +221,8 @@ def test_hits_survive_the_wire(lengths: list[int], with_payload: bool, with_vect
     assert np.array_equal(received.scores, sent.scores)
     assert received.points.keys.tolist() == points.keys.tolist()
     assert received.points.payloads == points.payloads
-    if points.vectors is None:
-        assert received.points.vectors is None
+    if points.vectors is None or received.points.vectors is None:
+        assert received.points.vectors is points.vectors
     else:
         assert np.array_equal(received.points.vectors, points.vectors)
 
