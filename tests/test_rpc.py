@@ -126,8 +126,11 @@ class Engines:
         self.unblocked = threading.Event()
         self.unblocked.set()
 
-    def open(self, store: object, prefix: str, config: ShardConfig, *_: object) -> Engine:
+    def open(
+        self, store: object, prefix: str, config: ShardConfig, scratch: Path, builder: object
+    ) -> Engine:
         assert self.unblocked.wait(30)
+        scratch.mkdir(parents=True, exist_ok=True)
         if self.failures:
             raise self.failures.pop(0)
         engine = Engine(prefix, config)
@@ -635,6 +638,15 @@ async def test_a_shard_is_refused_until_it_is_open(
         await count(client)
     await until(engines.opened[0].closed.is_set)
     assert len(engines.opened) == 1
+
+
+async def test_local_copies_go_when_their_shard_leaves(
+    server: ShardServer, client: ShardClient, engines: Engines, tmp_path: Path
+) -> None:
+    await serve(server, 0, 1)
+    assert len(list((tmp_path / "scratch").iterdir())) == 2
+    await serve(server, 1)
+    await until(lambda: len(list((tmp_path / "scratch").iterdir())) == 1)
 
 
 async def test_opening_is_tried_again_while_the_store_is_out_of_reach(

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import random
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -106,28 +107,22 @@ class Hosting:
         await shard.released.wait()
         shard.engine_or_none = None
         try:
-            await asyncio.get_running_loop().run_in_executor(self._openers, engine.close)
+            await asyncio.get_running_loop().run_in_executor(
+                self._openers, self._close_engine, shard, engine
+            )
         except Exception:
             logger.exception("%s: closing failed", shard)
         else:
             logger.info("%s: closed", shard)
 
     async def _open(self, shard: HostedShard) -> ShardEngine | None:
-        collection_id, number = shard.id
-        name = f"shard-{number:04d}"
         for attempt in itertools.count():
             if shard.released.is_set():
                 break
             config = shard.config
             try:
                 engine = await asyncio.get_running_loop().run_in_executor(
-                    self._openers,
-                    ShardEngine.open,
-                    self._store,
-                    f"collections/{collection_id}/{name}",
-                    config,
-                    self._scratch / collection_id / name,
-                    self._builder,
+                    self._openers, self._open_engine, shard, config
                 )
             except Exception as error:
                 if not isinstance(error, Unavailable) or isinstance(error, Fenced):
@@ -143,6 +138,20 @@ class Hosting:
                     engine.reconfigure(shard.config)
                 return engine
         return None
+
+    def _open_engine(self, shard: HostedShard, config: ShardConfig) -> ShardEngine:
+        collection_id, number = shard.id
+        prefix = f"collections/{collection_id}/shard-{number:04d}"
+        scratch = self._scratch_of(shard)
+        return ShardEngine.open(self._store, prefix, config, scratch, self._builder)
+
+    def _close_engine(self, shard: HostedShard, engine: ShardEngine) -> None:
+        engine.close()
+        shutil.rmtree(self._scratch_of(shard), ignore_errors=True)
+
+    def _scratch_of(self, shard: HostedShard) -> Path:
+        collection_id, number = shard.id
+        return self._scratch / f"{collection_id}-{number:04d}"
 
 
 class HostedShard:
