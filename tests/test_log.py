@@ -393,6 +393,8 @@ class _Turns:
         self._running: set[int] = set()
         self._granted: int | None = None
         self._late: list[Callable[[], object]] = []
+        self._favourite = -1
+        self._persistence = random_.choice([0.0, 0.8, 0.95])
         self._own = threading.local()
 
     def wait(self) -> None:
@@ -408,6 +410,15 @@ class _Turns:
     def later(self, operation: Callable[[], object]) -> None:
         """An operation still on its way, that nobody waits for."""
         self._late.append(operation)
+
+    def _choose(self, ready: list[int]) -> int:
+        """Mostly the same thread again, so that the others stall for long."""
+        if self._favourite in ready and self.random.random() < self._persistence:
+            return ready.index(self._favourite)
+        choice = self.random.randrange(len(ready) + len(self._late))
+        if choice < len(ready):
+            self._favourite = ready[choice]
+        return choice
 
     def run(self, bodies: list[Callable[[], None]]) -> None:
         errors: list[BaseException] = []
@@ -435,7 +446,7 @@ class _Turns:
                 ready = sorted(self._waiting)
                 if not ready and not self._late:
                     break
-                choice = self.random.randrange(len(ready) + len(self._late))
+                choice = self._choose(ready)
                 if choice < len(ready):
                     number = ready[choice]
                     self._waiting.discard(number)
@@ -525,10 +536,10 @@ class _InlineExecutor:
 
 class _Lazy:
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._call = lambda: function(*arguments)
+        self._function, self._arguments = function, arguments
 
     def result(self) -> Any:
-        return self._call()
+        return self._function(*self._arguments)
 
     def cancel(self) -> None: ...
 
@@ -568,7 +579,7 @@ class _Engine:
         self.log.truncate(covered)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**63),
     writers=st.integers(2, 4),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -162,7 +163,11 @@ class LocalObjectStore:
                 self._make_directory(folder.parent)
                 continue
             except FileExistsError:
-                if not folder.is_dir():
+                try:
+                    mode = folder.stat().st_mode
+                except FileNotFoundError:
+                    continue  # It was there, and a delete has just removed it.
+                if not stat.S_ISDIR(mode):
                     raise NotADirectoryError(str(folder)) from None
                 if self._root in folder.parents:
                     self._make_directory(folder.parent)

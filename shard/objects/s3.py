@@ -117,10 +117,7 @@ class S3ObjectStore:
             self._missing_or_unavailable(error, key)
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-        # SeaweedFS lists nothing at all after a key that sorts before the prefix.
-        after: dict[str, Any] = (
-            {"StartAfter": self._prefix + start_after} if start_after > prefix else {}
-        )
+        after: dict[str, Any] = {"StartAfter": self._prefix + start_after} if start_after else {}
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix + prefix, **after
         )

@@ -1,0 +1,249 @@
+"""A shard as readers see it: immutable layers of rows, published whole after every group of writes.
+
+As in Lucene, a reader takes one view and sees one state from beginning to end, whatever is written,
+flushed or compacted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard.model import (
+    KEY_DTYPE,
+    Calibration,
+    Distance,
+    Hits,
+    Keys,
+    Mask,
+    Points,
+    Rows,
+    Scores,
+    SearchParams,
+    Vectors,
+)
+
+
+class RowSet(Protocol):
+    """Rows that never change: a `Segment` or a `MemtableRows`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def keys(self) -> Keys: ...
+    @property
+    def indexed(self) -> bool: ...
+    @property
+    def index_name(self) -> str: ...
+    def find(self, keys: Keys) -> Rows: ...
+    def search(
+        self,
+        queries: Vectors,
+        limit: int,
+        *,
+        exact: bool,
+        nprobe: int | None,
+        oversampling: float | None,
+        alive: Mask | None,
+    ) -> tuple[Rows, Scores]: ...
+    def payloads(self, rows: Rows) -> list[bytes]: ...
+    def vectors(self, rows: Rows) -> Vectors: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Rows and which of them are alive (None: all). A key is alive in one layer at most."""
+
+    source: RowSet
+    alive: Mask | None = None
+    segment_id: str = ""
+    """Empty for a memtable."""
+    calibration: Calibration | None = None
+
+    @cached_property
+    def live(self) -> int:
+        return self.source.rows if self.alive is None else int(np.count_nonzero(self.alive))
+
+    def find_live(self, keys: Keys) -> Rows:
+        """The live row of each key, -1 where there is none."""
+        rows = self.source.find(keys)
+        if self.alive is not None:
+            # -1 reads the last row's mark, which the second condition discards.
+            rows = np.where((rows >= 0) & self.alive[rows], rows, -1)
+        return rows
+
+    def search(self, queries: Vectors, params: SearchParams) -> tuple[Rows, Scores]:
+        picked = self.calibration
+        return self.source.search(
+            queries,
+            params.limit,
+            exact=params.exact,
+            nprobe=params.nprobe or (picked.nprobe if picked else None),
+            oversampling=params.oversampling or (picked.oversampling if picked else None),
+            alive=self.alive,
+        )
+
+    def live_from(self, start: bytes, limit: int) -> Rows:
+        """Up to ``limit`` live rows with keys from ``start`` on, in key order."""
+        if self.segment_id:
+            return self._segment_rows_from(start, limit)
+        order, keys = self._sorted_memtable
+        first = int(np.searchsorted(keys, np.array(start, KEY_DTYPE))) if start else 0
+        return order[first : first + limit]
+
+    @cached_property
+    def _sorted_memtable(self) -> tuple[Rows, Keys]:
+        rows = np.arange(self.source.rows) if self.alive is None else np.flatnonzero(self.alive)
+        keys = self.source.keys[rows]
+        order = np.argsort(keys)
+        return rows[order], keys[order]
+
+    def _segment_rows_from(self, start: bytes, limit: int) -> Rows:
+        keys, total = self.source.keys, self.source.rows
+        position = int(np.searchsorted(keys, np.array(start, KEY_DTYPE))) if start else 0
+        found: list[Rows] = []
+        missing = limit
+        while missing > 0 and position < total:
+            end = min(total, position + max(missing, 1024))
+            rows = np.arange(position, end)
+            if self.alive is not None:
+                rows = rows[self.alive[position:end]]
+            found.append(rows[:missing])
+            missing -= len(found[-1])
+            position = end
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One state of a shard. ``layers`` ends with the active memtable."""
+
+    layers: tuple[Layer, ...]
+    distance: Distance
+    dimension: int
+    sequence: int
+    """Log sequence up to which writes are seen."""
+
+    def count(self) -> int:
+        return sum(layer.live for layer in self.layers)
+
+    def search(self, queries: Vectors, params: SearchParams) -> Hits:
+        """The nearest points to each query: ``queries`` (q, dimension), prepared float32."""
+        searched = [
+            (number, *layer.search(queries, params))
+            for number, layer in enumerate(self.layers)
+            if layer.live
+        ]
+        if not searched:
+            return Hits(
+                np.zeros(len(queries), np.int64),
+                np.empty(0, np.float32),
+                self._points(_Located.none(), params.with_payload, params.with_vector),
+            )
+        rows = np.concatenate([rows for _, rows, _ in searched], axis=1)
+        scores = np.concatenate([scores for _, _, scores in searched], axis=1)
+        layers = np.concatenate(
+            [np.full(rows.shape[1], number, np.int64) for number, rows, _ in searched]
+        )
+        sign = -1.0 if self.distance.higher_is_nearer else 1.0
+        rank = np.where(rows >= 0, sign * scores, np.inf)
+        if params.score_threshold is not None:
+            rank[rank > sign * params.score_threshold] = np.inf
+        nearest = np.argsort(rank, axis=1, kind="stable")[:, : params.limit]
+        kept = np.isfinite(np.take_along_axis(rank, nearest, axis=1))
+        lengths = kept.sum(axis=1)
+        query_of, column = np.nonzero(kept)
+        column = nearest[query_of, column]
+        located = _Located(layers[column], rows[query_of, column])
+        hit_scores = scores[query_of, column]
+        hit_keys = self._keys(located)
+        # Equal scores answer in key order, so that answers do not depend on the layers.
+        order = np.lexsort((hit_keys, sign * hit_scores, query_of))
+        located = _Located(located.layers[order], located.rows[order])
+        points = self._points(located, params.with_payload, params.with_vector, hit_keys[order])
+        return Hits(lengths, hit_scores[order], points)
+
+    def retrieve(
+        self, keys: Keys, active_rows: Rows, *, with_payload: bool, with_vector: bool
+    ) -> Points:
+        """The points that exist of ``keys``, in that order.
+
+        ``active_rows`` are the keys' rows in the active memtable (-1 for none), which only its
+        owner may look up.
+        """
+        layers = np.full(len(keys), -1, np.int64)
+        rows = np.full(len(keys), -1, np.int64)
+        for number, layer in enumerate(self.layers):
+            if number < len(self.layers) - 1:
+                found = layer.find_live(keys)
+            else:
+                found = active_rows
+                if layer.alive is not None:
+                    found = np.where((found >= 0) & layer.alive[found], found, -1)
+            layers[found >= 0] = number
+            rows[found >= 0] = found[found >= 0]
+        here = layers >= 0
+        located = _Located(layers[here], rows[here])
+        return self._points(located, with_payload, with_vector, keys[here])
+
+    def scroll(self, start: bytes, limit: int, *, with_payload: bool, with_vector: bool) -> Points:
+        """Up to ``limit`` points with keys from ``start`` on (``b""``: all), in key order."""
+        found = [layer.live_from(start, limit) for layer in self.layers]
+        located = _Located(
+            np.repeat(np.arange(len(found)), [len(rows) for rows in found]), np.concatenate(found)
+        )
+        keys = self._keys(located)
+        order = np.argsort(keys)[:limit]
+        located = _Located(located.layers[order], located.rows[order])
+        return self._points(located, with_payload, with_vector, keys[order])
+
+    def _keys(self, located: _Located) -> Keys:
+        keys = np.empty(len(located.rows), KEY_DTYPE)
+        for layer, where, rows in located.by_layer(self.layers):
+            keys[where] = layer.source.keys[rows]
+        return keys
+
+    def _points(
+        self,
+        located: _Located,
+        with_payload: bool,
+        with_vector: bool,
+        keys: Keys | None = None,
+    ) -> Points:
+        payloads: list[bytes] | None = None
+        vectors: Vectors | None = None
+        if with_payload:
+            payloads = [b""] * len(located.rows)
+            for layer, where, rows in located.by_layer(self.layers):
+                for place, payload in zip(where.tolist(), layer.source.payloads(rows), strict=True):
+                    payloads[place] = payload
+        if with_vector:
+            vectors = np.empty((len(located.rows), self.dimension), np.float32)
+            for layer, where, rows in located.by_layer(self.layers):
+                vectors[where] = layer.source.vectors(rows)
+        return Points(self._keys(located) if keys is None else keys, payloads, vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Located:
+    """Rows of several layers: ``layers`` and ``rows``, both (n,)."""
+
+    layers: NDArray[np.int64]
+    rows: Rows
+
+    @staticmethod
+    def none() -> _Located:
+        return _Located(np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def by_layer(self, layers: Sequence[Layer]) -> list[tuple[Layer, NDArray[np.int64], Rows]]:
+        """For each layer that has some: the layer, the places of its rows here, and its rows."""
+        groups = []
+        for number in np.unique(self.layers).tolist():
+            where = np.flatnonzero(self.layers == number)
+            groups.append((layers[number], where, self.rows[where]))
+        return groups
