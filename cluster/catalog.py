@@ -33,6 +33,11 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return f"collections/{self.id}"
 
 
+class _Contents(msgspec.Struct, frozen=True):
+    collections: list[Collection] = []
+    deleted: list[str] = []
+
+
 class Catalog:
     """The collections over one object store. Methods block, and may be called from any thread.
 
@@ -46,8 +51,7 @@ class Catalog:
 
     def collections(self) -> dict[str, Collection]:
         """All of them by name, as of now."""
-        with self._lock:
-            return _decode(self._document.read()[1])
+        return _by_name(self._read())
 
     def get(self, name: str) -> Collection:
         """Raises NotFound."""
@@ -76,7 +80,7 @@ class Catalog:
         return self._change(replace)[name]
 
     def delete(self, name: str) -> bool:
-        """False if there was none. The collection's objects go later, in the background."""
+        """False if there was none. What it stored is `deleted`, and erased in the background."""
         existed = False
 
         def remove(collections: dict[str, Collection]) -> None:
@@ -86,24 +90,54 @@ class Catalog:
         self._change(remove)
         return existed
 
+    def deleted(self) -> list[str]:
+        """Ids of collections that are gone, but may still have objects."""
+        return self._read().deleted
+
+    def forget(self, collection_id: str) -> None:
+        """Strike out a deleted collection, nothing of which is left."""
+
+        def strike(contents: _Contents) -> _Contents:
+            left = [other for other in contents.deleted if other != collection_id]
+            return msgspec.structs.replace(contents, deleted=left)
+
+        self._update(strike)
+
     def _change(self, change: Callable[[dict[str, Collection]], None]) -> dict[str, Collection]:
-        def apply(data: bytes) -> bytes:
-            collections = _decode(data)
+        def apply(contents: _Contents) -> _Contents:
+            collections = _by_name(contents)
             change(collections)
-            return msgspec.json.encode(list(collections.values())) if collections or data else data
+            ids = {collection.id for collection in collections.values()}
+            gone = [other.id for other in contents.collections if other.id not in ids]
+            return _Contents(list(collections.values()), contents.deleted + gone)
+
+        return _by_name(self._update(apply))
+
+    def _read(self) -> _Contents:
+        with self._lock:
+            return _decode(self._document.read()[1])
+
+    def _update(self, change: Callable[[_Contents], _Contents]) -> _Contents:
+        def apply(data: bytes) -> bytes:
+            contents = _decode(data)
+            changed = change(contents)
+            return data if changed == contents else msgspec.json.encode(changed)
 
         with self._lock:
             return _decode(self._document.update(apply))
 
 
-def _decode(data: bytes) -> dict[str, Collection]:
+def _decode(data: bytes) -> _Contents:
     if not data:
-        return {}
+        return _Contents()
     try:
-        collections = msgspec.json.decode(data, type=list[Collection])
+        return msgspec.json.decode(data, type=_Contents)
     except msgspec.DecodeError as error:
         raise Corrupt(f"{CATALOG}: {error}") from error
-    return {collection.name: collection for collection in collections}
+
+
+def _by_name(contents: _Contents) -> dict[str, Collection]:
+    return {collection.name: collection for collection in contents.collections}
 
 
 def _find(collections: dict[str, Collection], name: str) -> Collection:

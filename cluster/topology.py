@@ -47,11 +47,14 @@ class TopologyDocument:
     def claim(self, cluster: str) -> None:
         """Take over from whatever cluster served the store before.
 
-        Its shard servers are dropped; which of them had which shards is kept.
+        No shard is placed anywhere then.
         """
-        self._change(
-            lambda topology: Topology(servers={}, placements=topology.placements, cluster=cluster)
-        )
+
+        def unplace(topology: Topology) -> Topology:
+            unplaced = {id_: [""] * len(shards) for id_, shards in topology.placements.items()}
+            return Topology(servers={}, placements=unplaced, cluster=cluster)
+
+        self._change(unplace)
 
     def publish(self, topology: Topology) -> None:
         """Raises Superseded when ``topology.cluster`` is not the last that made its claim."""

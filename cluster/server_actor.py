@@ -1,0 +1,75 @@
+"""The Ray actor that keeps one shard server.
+
+Ray starts its process, restarts it, and carries assignments to it. Queries and writes go straight
+to the gRPC server inside, which goes on when Ray's head is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import ray
+
+from cluster.settings import ClusterSettings, configure_logging
+from shard.model import ShardConfig
+from shard.objects import open_object_store
+from shard.rpc.hosting import ShardId
+from shard.rpc.server import ShardServer
+
+logger = logging.getLogger(__name__)
+
+
+class Report(NamedTuple):
+    """What a shard server tells the supervisor."""
+
+    address: str
+    """``"host:port"``; another one after each restart."""
+    status: dict[ShardId, str]
+    """As of `ShardServer.status`."""
+
+
+class ShardServerActor:
+    """Hosts the shards it is assigned. A restarted one begins anew, with none."""
+
+    def __init__(self, name: str, settings: ClusterSettings) -> None:
+        configure_logging(settings.log_level)
+        self._name = name
+        self._settings = settings
+        self._lock = Lock()
+        self._server: ShardServer | None = None
+        self._address = ""
+
+    def assign(self, desired: dict[ShardId, ShardConfig]) -> Report:
+        """Host ``desired`` and nothing else. Raises Unavailable, or OSError, where it cannot yet.
+
+        Shards open and close in the background; this returns at once.
+        """
+        with self._lock:
+            if self._server is None:
+                self._server = self._start()
+        self._server.assign(desired)
+        return Report(self._address, self._server.status())
+
+    def stop(self, grace: float) -> None:
+        """Refuse new calls, give those under way ``grace`` seconds, and close every shard."""
+        with self._lock:
+            if self._server is not None:
+                self._server.stop(grace)
+
+    def _start(self) -> ShardServer:
+        # A constructor that raises would end the actor for good; this is tried again.
+        store = open_object_store(self._settings.data)
+        scratch = Path(self._settings.scratch) / self._name
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        host = ray.util.get_node_ip_address()
+        server = ShardServer(
+            store, scratch, host=host, search_threads=self._settings.search_threads
+        )
+        self._address = f"{host}:{server.start()}"
+        logger.info("%s listens on %s", self._name, self._address)
+        return server

@@ -1,0 +1,328 @@
+"""Makes the cluster what the catalog says: shard servers, placements, the published topology.
+
+The supervisor is a Ray actor without a state of its own. What there should be is in the catalog,
+where the shards are is in the topology, and what runs the shard servers tell: so it may be killed
+at any time, and its successor goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from cluster.catalog import Catalog, Collection
+from cluster.placement import place
+from cluster.server_actor import Report, ShardServerActor
+from cluster.settings import ClusterSettings, configure_logging
+from cluster.topology import Superseded, Topology, TopologyDocument, poll_seconds
+from shard.errors import Corrupt, ShoalError, Unavailable
+from shard.model import ShardConfig
+from shard.objects import ObjectStore, open_object_store
+from shard.rpc.hosting import ShardId
+
+logger = logging.getLogger(__name__)
+
+SUPERVISOR = "supervisor"
+LOST_SECONDS = 60.0
+"""After this long without a word from a shard server its shards go to others."""
+RETRY_FAILED_SECONDS = (2.0, 60.0)
+"""Backoff before a shard that failed is opened again: first and longest."""
+ERASE_SECONDS = 5.0
+"""Between passes over a deleted collection's objects; its shards may still be closing."""
+STOP_GRACE_SECONDS = 1.0
+
+# Restarted without end, wherever there is room. Calls must not wait for one another.
+_FOREVER: dict[str, Any] = {
+    "lifetime": "detached",
+    "get_if_exists": True,
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_concurrency": 4,
+}
+
+
+def start_supervisor(settings: ClusterSettings, cluster: str) -> None:
+    """Start the supervisor of this Ray cluster, unless it has one."""
+    actor = ray.remote(Supervisor).options(name=SUPERVISOR, **_FOREVER)
+    actor.remote(settings, cluster)
+
+
+def stop_shard_servers(count: int, timeout: float) -> None:
+    """End the supervisor, and then its shard servers, in order."""
+    ray.kill(ray.get_actor(SUPERVISOR), no_restart=True)
+    servers = [ray.get_actor(_name(number)) for number in range(count)]
+    _stop_all(servers, timeout)
+
+
+class Supervisor:
+    """Works in a thread of its own until another cluster supersedes its own."""
+
+    def __init__(self, settings: ClusterSettings, cluster: str) -> None:
+        configure_logging(settings.log_level)
+        self._settings = settings
+        self._cluster = cluster
+        self._interval = poll_seconds(settings.data)
+        self._self = ray.get_runtime_context().current_actor
+        Thread(target=self._run, name="supervisor", daemon=True).start()
+
+    def _run(self) -> None:
+        servers = {
+            name: _Server(name, self._settings)
+            for name in map(_name, range(self._settings.shard_servers))
+        }
+        try:
+            store = self._open_store()
+            loop = _Reconciliation(store, self._cluster, servers, self._interval)
+            while True:
+                try:
+                    loop.step()
+                except (Unavailable, Corrupt) as error:
+                    logger.warning("%s", error)
+                except RayError as error:
+                    logger.warning("Ray: %s", error)
+                sleep(self._interval)
+        except Superseded as error:
+            logger.warning("%s; this one stops", error)
+            actors = [server.actor for server in servers.values()]
+            _stop_all(actors, STOP_GRACE_SECONDS + 1)
+        except Exception:
+            logger.exception("the supervisor failed and is started again")
+            sleep(1)
+            ray.kill(self._self, no_restart=False)
+            return
+        ray.kill(self._self, no_restart=True)
+
+    def _open_store(self) -> ObjectStore:
+        while True:
+            try:
+                return open_object_store(self._settings.data)
+            except ShoalError as error:
+                logger.warning("%s", error)
+                sleep(self._interval)
+
+
+class _Server:
+    """One shard server as the supervisor knows it."""
+
+    def __init__(self, name: str, settings: ClusterSettings) -> None:
+        self.name = name
+        self.report: Report | None = None
+        self._settings = settings
+        self._heard_at = monotonic()
+        self._assigning: ray.ObjectRef[Report] | None = None
+        self._actor: ActorHandle | None = None
+
+    @property
+    def actor(self) -> ActorHandle:
+        """The actor; it is made anew after Ray has given it up."""
+        if self._actor is None:
+            actor = ray.remote(ShardServerActor).options(
+                name=self.name, scheduling_strategy="SPREAD", **_FOREVER
+            )
+            self._actor = actor.remote(self.name, self._settings)
+        return self._actor
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has said nothing for long."""
+        return monotonic() - self._heard_at > LOST_SECONDS
+
+    def assign(self, desired: dict[ShardId, ShardConfig]) -> ray.ObjectRef[Report]:
+        """The call under way; while an earlier one is, ``desired`` waits for the next."""
+        if self._assigning is None:
+            self._assigning = self.actor.assign.remote(desired)
+        return self._assigning
+
+    def collect(self) -> None:
+        """Take in the answer of the call, which has ended."""
+        assert self._assigning is not None
+        assigning, self._assigning = self._assigning, None
+        try:
+            self.report = ray.get(assigning)
+        except RayActorError as error:
+            # While Ray restarts it, calls fail; once it is given up, there must be a new one.
+            logger.warning("%s: %s", self.name, str(error).partition("\n")[0])
+            self.report = None
+            self._actor = None
+        except RayError as error:
+            logger.warning("%s: %s", self.name, error)
+        else:
+            self._heard_at = monotonic()
+
+    def restart(self) -> None:
+        """End the process, whatever it is at. Ray starts it again."""
+        self._assigning = None
+        self.report = None
+        ray.kill(self.actor, no_restart=False)
+
+
+class _Reconciliation:
+    """Compares what is with what should be, and does what is missing, step by step."""
+
+    def __init__(
+        self, store: ObjectStore, cluster: str, servers: dict[str, _Server], timeout: float
+    ) -> None:
+        self._catalog = Catalog(store)
+        self._document = TopologyDocument(store)
+        self._cluster = cluster
+        self._servers = servers
+        self._timeout = timeout
+        self._collections: dict[str, Collection] | None = None
+        self._placements: dict[str, list[str]] = {}
+        self._failures = _Failures()
+        self._eraser = _Eraser(store)
+        self._lost: set[str] = set()
+
+    def step(self) -> None:
+        """Raises Superseded. Unavailable and RayError pass: the next step does what is left."""
+        try:
+            published = self._document.read()
+            if published.cluster != self._cluster:
+                raise Superseded(f"cluster {published.cluster or '?'} has taken over")
+            if self._collections is None:
+                self._placements = published.placements
+            self._collections = self._catalog.collections()
+        except Unavailable:
+            # A shard server that was restarted gets its shards back even now.
+            if self._collections is not None:
+                self._assign()
+            raise
+        self._placements = place(
+            self._collections.values(), self._placements, self._servers.keys() - self._find_lost()
+        )
+        self._assign()
+        self._publish(published)
+        hosted = {
+            shard_id[0]
+            for server in self._servers.values()
+            if server.report is not None
+            for shard_id in server.report.status
+        }
+        self._eraser.erase(self._catalog, hosted)
+
+    def _find_lost(self) -> set[str]:
+        lost = {name for name, server in self._servers.items() if server.lost}
+        for name in lost - self._lost:
+            logger.error("%s does not answer: its shards move, and it is restarted", name)
+            self._servers[name].restart()
+        self._lost = lost
+        return lost
+
+    def _assign(self) -> None:
+        assert self._collections is not None
+        desired: dict[str, dict[ShardId, ShardConfig]] = defaultdict(dict)
+        for collection in self._collections.values():
+            for number, name in enumerate(self._placements.get(collection.id, [])):
+                shard_id = (collection.id, number)
+                if not self._failures.rests(shard_id):
+                    desired[name][shard_id] = collection.config
+        calls = {server.assign(desired[name]): server for name, server in self._servers.items()}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self._timeout)
+        for call in done:
+            server = calls[call]
+            server.collect()
+            if server.report is not None:
+                self._failures.note(server.name, server.report.status)
+
+    def _publish(self, published: Topology) -> None:
+        addresses = {
+            name: server.report.address
+            for name, server in self._servers.items()
+            if server.report is not None
+        }
+        # Until a restarted server tells its new address, routers try the old one.
+        known = {name: at for name, at in published.servers.items() if name in self._servers}
+        topology = Topology(known | addresses, self._placements, self._cluster)
+        if topology != published:
+            self._document.publish(topology)
+
+
+class _Failures:
+    """Shards that failed, and when each of them may be opened again.
+
+    A shard server opens a failed shard again only after an assignment without it.
+    """
+
+    def __init__(self) -> None:
+        self._retries: dict[ShardId, tuple[int, float]] = {}
+
+    def rests(self, shard_id: ShardId) -> bool:
+        """Whether the shard should be left out for now."""
+        return shard_id in self._retries and monotonic() < self._retries[shard_id][1]
+
+    def note(self, server: str, status: dict[ShardId, str]) -> None:
+        """Take in a shard server's report."""
+        for shard_id, state in status.items():
+            if state == "serving":
+                self._retries.pop(shard_id, None)
+            elif state.startswith("failed") and not self.rests(shard_id):
+                first, longest = RETRY_FAILED_SECONDS
+                count = self._retries.get(shard_id, (0, 0.0))[0]
+                delay = min(longest, first * 2**count)
+                self._retries[shard_id] = (count + 1, monotonic() + delay)
+                logger.error(
+                    "shard %d of collection %s on %s %s; next try in %.0f s",
+                    shard_id[1],
+                    shard_id[0],
+                    server,
+                    state,
+                    delay,
+                )
+
+
+class _Eraser:
+    """Deletes the objects of deleted collections, in a thread of its own.
+
+    A pass that finds nothing is the last: what a closing shard writes late is found as well.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._threads = ThreadPoolExecutor(1, "erase")
+        self._passes: dict[str, tuple[Future[int], float]] = {}
+
+    def erase(self, catalog: Catalog, hosted: set[str]) -> None:
+        """Go on with every deleted collection that is not ``hosted`` any more."""
+        for collection_id in catalog.deleted():
+            if collection_id in hosted:
+                continue
+            under_way, due = self._passes.get(collection_id, (None, 0.0))
+            if under_way is not None and (not under_way.done() or monotonic() < due):
+                continue
+            if under_way is not None and under_way.exception() is None and not under_way.result():
+                catalog.forget(collection_id)
+                del self._passes[collection_id]
+                logger.info("collection %s is erased", collection_id)
+                continue
+            erasing = self._threads.submit(self._pass, collection_id)
+            self._passes[collection_id] = (erasing, monotonic() + ERASE_SECONDS)
+
+    def _pass(self, collection_id: str) -> int:
+        count = 0
+        for key in self._store.list(f"collections/{collection_id}/"):
+            self._store.delete(key)
+            count += 1
+        return count
+
+
+def _name(number: int) -> str:
+    return f"shard-server-{number}"
+
+
+def _stop_all(servers: list[ActorHandle], timeout: float) -> None:
+    """Stop shard servers for good."""
+    stopping = [server.stop.remote(STOP_GRACE_SECONDS) for server in servers]
+    try:
+        ray.get(stopping, timeout=timeout)
+    except (GetTimeoutError, RayError) as error:
+        logger.warning("not every shard server stopped in time: %s", error)
+    for server in servers:
+        ray.kill(server, no_restart=True)
