@@ -64,6 +64,8 @@ class Layer:
     segment_id: str = ""
     """Empty for a memtable."""
     calibration: Calibration | None = None
+    unreachable: float = 0.0
+    """The recall target that no calibration has reached; 0 when none was missed."""
 
     @cached_property
     def live(self) -> int:
@@ -78,11 +80,12 @@ class Layer:
         return rows
 
     def search(self, queries: Vectors, params: SearchParams) -> tuple[Rows, Scores]:
+        """The nearest live rows; exact where only that reaches the recall target."""
         picked = self.calibration
         return self.source.search(
             queries,
             params.limit,
-            exact=params.exact,
+            exact=params.exact or (picked is None and params.nprobe is None),
             nprobe=params.nprobe or (picked.nprobe if picked else None),
             oversampling=params.oversampling or (picked.oversampling if picked else None),
             alive=self.alive,

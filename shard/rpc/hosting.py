@@ -63,6 +63,7 @@ class Hosting:
                 task.add_done_callback(partial(self._forget, shard_id))
             else:
                 shard.reconfigure(config)
+                shard.notice_failure()
 
     def find(self, shard_id: ShardId) -> HostedShard:
         """The shard, which is open.
@@ -74,6 +75,7 @@ class Hosting:
         if shard is None:
             collection_id, number = shard_id
             raise NotFound(f"shard {number} of collection {collection_id} is not hosted here")
+        shard.notice_failure()
         if isinstance(shard.failure, Corrupt):
             raise Corrupt(f"{shard}: {shard.failure}")
         if shard.engine_or_none is None:
@@ -155,7 +157,7 @@ class Hosting:
 
 
 class HostedShard:
-    """One assigned shard. It is closed once ``released``: fenced, or assigned no more."""
+    """One assigned shard. It is closed once ``released``: failed, or assigned no more."""
 
     def __init__(self, shard_id: ShardId, config: ShardConfig) -> None:
         self.id = shard_id
@@ -187,11 +189,14 @@ class HostedShard:
             if self.engine_or_none is not None:
                 self.engine_or_none.reconfigure(config)
 
-    def fence(self, error: Fenced) -> None:
-        """Give the shard up to the writer that has taken it over."""
-        logger.warning("%s: %s", self, error)
-        self.failure = error
-        self.released.set()
+    def notice_failure(self) -> None:
+        """Give the shard up if its engine has failed, as when another writer took it over."""
+        engine = self.engine_or_none
+        if engine is not None and engine.failure is not None:
+            logger.warning("%s: %s", self, engine.failure)
+            self.failure = engine.failure
+            self.engine_or_none = None
+            self.released.set()
 
     async def wait_released(self, timeout: float) -> None:
         """Return once released, or after ``timeout`` seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shard.errors import Fenced, InvalidInput, Overloaded
+from shard.errors import InvalidInput, Overloaded
 from shard.model import KEY_BYTES, Operation, ShardConfig
 from shard.objects import ObjectStore
 from shard.rpc import codec, merge
@@ -37,6 +38,8 @@ MAX_WAITING_READS = 2_048
 """Reads that may wait for a thread or run in one; more are refused."""
 _LEAST_BLOCK = 16
 """Fewest queries that a thread is given of a batch that is split over threads."""
+
+_BUILDER_NICENESS = 10
 
 _OPTIONS = (
     *KEEPALIVE,
@@ -71,9 +74,7 @@ class ShardServer:
         cores = len(os.sched_getaffinity(0))
         self._threads = search_threads or cores
         self._readers = ThreadPoolExecutor(self._threads, "search", faiss.omp_set_num_threads, (1,))
-        self._builder = ThreadPoolExecutor(
-            1, "build", faiss.omp_set_num_threads, (max(1, cores // 2),)
-        )
+        self._builder = ThreadPoolExecutor(1, "build", _work_in_background)
         self._hosting = Hosting(store, scratch, self._builder)
         self._waiting = 0
         self._thread: Thread | None = None
@@ -231,14 +232,16 @@ class ShardServer:
                 one.cancel()
 
 
+def _work_in_background() -> None:
+    """Leave the cores to queries: one thread, and it comes last."""
+    faiss.omp_set_num_threads(1)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BUILDER_NICENESS)
+
+
 async def _write_one(shard: HostedShard, operations: list[Operation], wait: bool) -> int:
-    try:
-        written = shard.engine.write(operations, applied=wait)
-        # The engine goes on with a write whose caller has gone.
-        return await asyncio.shield(asyncio.wrap_future(written))
-    except Fenced as error:
-        shard.fence(error)
-        raise
+    written = shard.engine.write(operations, applied=wait)
+    # The engine goes on with a write whose caller has gone.
+    return await asyncio.shield(asyncio.wrap_future(written))
 
 
 def _handler(request_type: type[R], method: Callable[[R], Awaitable[Message]]) -> Any:

@@ -1,0 +1,554 @@
+"""One shard: a log-structured merge tree of vectors whose truth is in the object store.
+
+A write is committed in the log, then applied to a memtable. A full memtable is frozen, written as a
+segment, uploaded, and named in the manifest, which lets the log be truncated. Small segments are
+merged into larger ones, and these get an IVF-PQ index. Readers take immutable views and wait for
+none of this.
+
+The scheme is that of LSM engines over object storage, such as SlateDB; that of frozen segments with
+an index each, merged in the background, is Lucene's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from threading import Condition, Event, Lock, Thread
+from time import monotonic
+from typing import TypeAlias
+
+import msgspec
+
+from shard.compaction import merged
+from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
+from shard.log import Record, WriteAheadLog
+from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead, unpack_alive
+from shard.merge_policy import awaits_index, choose_merge, gets_index
+from shard.model import (
+    Calibration,
+    Hits,
+    Keys,
+    Operation,
+    Points,
+    SearchParams,
+    SegmentInfo,
+    ShardConfig,
+    ShardInfo,
+    Upsert,
+    Vectors,
+)
+from shard.objects import ObjectStore
+from shard.segment import Segment, build_index, write_segment
+from shard.segment_store import SegmentStore
+from shard.state import ShardState
+from shard.view import Layer
+from shard.write_queue import Write, WriteQueue
+
+logger = logging.getLogger(__name__)
+
+MEMTABLE_ROWS = 16_384
+MEMTABLE_BYTES = 16 << 20
+LOG_BYTES = 32 << 20
+"""A memtable is flushed at this many rows or bytes, or bytes of log to replay without it."""
+FULL_MEMTABLES = 4
+"""Writes wait while the memtable is this many times over its bounds."""
+IDLE_SECONDS, IDLE_ROWS = 2.0, 1_024
+"""A memtable of so many rows is flushed when nothing has been written for so long."""
+DIRTY_SECONDS = 60.0
+"""Any memtable is flushed after this long."""
+BACKOFF_SECONDS = (0.5, 30.0)
+_TAKE_OVER_ATTEMPTS = 20
+
+
+class ShardEngine:
+    """One writer's hold on a shard. Methods may be called from any thread.
+
+    When another writer takes the shard over, or something unforeseen happens while writing, the
+    engine has a `failure` and takes no more writes; the shard must be opened again.
+    """
+
+    def __init__(
+        self,
+        config: ShardConfig,
+        state: ShardState,
+        log: WriteAheadLog,
+        manifests: Manifests,
+        segments: SegmentStore,
+        builder: Executor,
+        manifest: Manifest,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._log = log
+        self._manifests = manifests
+        self._segments = segments
+        self._builder = builder
+        self._epoch = manifest.epoch
+
+        self._queue = WriteQueue()
+        self._failure: ShoalError | None = None
+        self._error: str | None = None
+        self._closing = Event()
+
+        self._flushing = Lock()
+        self._frozen: tuple[Layer | None, int] | None = None
+        self._covered = manifest.sequence
+        self._manifesting = Lock()
+        self._uncommitted = False
+        self._garbage: set[str] = set()
+
+        self._wake = Condition()
+        self._last_write = monotonic()
+        self._dirty_since = monotonic() if state.view.sequence > self._covered else None
+        self._log_bytes = 0
+        self._build: Future[None] | None = None
+        self._build_failures = 0
+        self._build_after = 0.0
+
+        self._threads = [
+            Thread(target=self._write_loop, name="write", daemon=True),
+            Thread(target=self._maintain, name="maintain", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    def open(
+        cls, store: ObjectStore, prefix: str, config: ShardConfig, scratch: Path, builder: Executor
+    ) -> ShardEngine:
+        """Take the shard at ``prefix`` over from whoever has it, and recover it.
+
+        ``scratch`` is a directory for local copies, emptied here; indexes are built in ``builder``.
+        Blocks. Raises Unavailable, Fenced when another writer takes it over at the same time, and
+        Corrupt.
+        """
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        log = WriteAheadLog(store, f"{prefix}/log")
+        manifests = Manifests(store, f"{prefix}/manifest")
+        segments = SegmentStore(store, f"{prefix}/segment", scratch)
+        manifest, records = _take_over(log, manifests)
+        layers = [_open_layer(segments, entry, config) for entry in manifest.segments]
+        state = ShardState(config, layers, manifest.sequence)
+        for record in records:
+            state.apply(record.sequence, record.operations)
+        return cls(config, state, log, manifests, segments, builder, manifest)
+
+    @property
+    def failure(self) -> ShoalError | None:
+        """Why the shard must be opened again, if it must."""
+        return self._failure
+
+    def write(self, operations: Sequence[Operation], *, applied: bool = True) -> Future[int]:
+        """Commit ``operations``, all or none; answers with their log sequence.
+
+        That is when they are durable, and with ``applied`` also seen by readers. Raises, or answers
+        with, Overloaded, InvalidInput, Fenced, or Unavailable: the write may then come about or
+        not.
+        """
+        write = Write([self._prepare(operation) for operation in operations], applied)
+        self._queue.put(write)
+        return write.committed
+
+    def search(self, queries: Vectors, params: SearchParams) -> Hits:
+        """The nearest points to each of ``queries``, (q, dimension) float32."""
+        return self._state.view.search(self._config.prepare(queries), params)
+
+    def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
+        """The points that exist of ``keys``, in that order."""
+        return self._state.retrieve(keys, with_payload=with_payload, with_vector=with_vector)
+
+    def scroll(self, start: bytes, limit: int, *, with_payload: bool, with_vector: bool) -> Points:
+        """Up to ``limit`` points with keys from ``start`` on, in key order."""
+        return self._state.view.scroll(
+            start, limit, with_payload=with_payload, with_vector=with_vector
+        )
+
+    def count(self) -> int:
+        """How many points there are."""
+        return self._state.view.count()
+
+    def info(self) -> ShardInfo:
+        """What the shard holds and is doing."""
+        view = self._state.view
+        waiting = sum(one.live for one in view.layers if awaits_index(one, self._config))
+        return ShardInfo(
+            points=view.count(),
+            indexed=sum(one.live for one in view.layers if one.source.indexed),
+            building=0 < self._config.flat_threshold <= waiting or self._is_building(),
+            sequence=view.sequence,
+            snapshot_sequence=self._covered,
+            segments=[
+                SegmentInfo(
+                    id=one.segment_id,
+                    rows=one.source.rows,
+                    live=one.live,
+                    index=one.source.index_name,
+                    calibration=one.calibration,
+                )
+                for one in view.layers
+                if one.segment_id
+            ],
+            error=str(self._failure) if self._failure else self._error,
+        )
+
+    def reconfigure(self, config: ShardConfig) -> None:
+        """Aim at another recall, or index at another size, from now on."""
+        self._config = config
+        self._notify()
+
+    def snapshot(self) -> None:
+        """Cover every write up to now by a manifest. Raises Unavailable and Fenced."""
+        self._flush()
+
+    def close(self) -> None:
+        """Stop; nothing committed is lost. Writes that still wait are refused."""
+        self._closing.set()
+        self._queue.close(self._failure or Unavailable("the shard is closing"))
+        self._notify()
+        for thread in self._threads:
+            thread.join()
+        if self._build is not None:
+            self._build.cancel()
+
+    # Writing
+
+    def _prepare(self, operation: Operation) -> Operation:
+        if not isinstance(operation, Upsert):
+            return operation
+        expected = (len(operation.keys), self._config.dimension)
+        if operation.vectors.shape != expected:
+            raise InvalidInput(f"vectors: expected shape {expected}, got {operation.vectors.shape}")
+        return msgspec.structs.replace(operation, vectors=self._config.prepare(operation.vectors))
+
+    def _write_loop(self) -> None:
+        while True:
+            group, size = self._queue.take()
+            if not group:
+                return
+            try:
+                self._commit(group, size)
+            except Exception as error:
+                if isinstance(error, Fenced):
+                    failure: ShoalError = error
+                elif isinstance(error, Unavailable):
+                    failure = Unavailable(f"not known whether the write is committed: {error}")
+                else:
+                    logger.exception("writing failed")
+                    failure = Unavailable(f"writing failed: {error!r}")
+                if isinstance(error, Fenced) or not isinstance(error, Unavailable):
+                    self._fail(failure)
+                for write in group:
+                    write.settle(failure)
+                if self._failure is None:
+                    self._take_over_again(failure)
+
+    def _commit(self, group: list[Write], size: int) -> None:
+        operations = [operation for write in group for operation in write.operations]
+        sequence = self._log.append(operations)
+        for write in group:
+            if not write.applied:
+                write.settle(sequence)
+        self._apply(sequence, operations, size)
+        for write in group:
+            write.settle(sequence)
+        with self._wake:
+            self._wake.wait_for(lambda: self._has_room() or self._closing.is_set())
+
+    def _apply(self, sequence: int, operations: Sequence[Operation], size: int) -> None:
+        self._state.apply(sequence, operations)
+        self._log_bytes += size
+        self._last_write = monotonic()
+        if self._dirty_since is None:
+            self._dirty_since = self._last_write
+        if self._is_full():
+            self._notify()
+
+    def _take_over_again(self, refusal: ShoalError) -> None:
+        """Find out what has become of the last append, and be able to append again."""
+        self._queue.refuse(refusal)
+        first, longest = BACKOFF_SECONDS
+        while not self._closing.wait(first):
+            try:
+                for record in self._log.take_over(self._state.view.sequence):
+                    self._apply(record.sequence, record.operations, 0)
+                with self._manifesting:
+                    self._manifests.check_epoch(self._epoch)
+            except Exception as error:
+                if isinstance(error, Fenced) or not isinstance(error, Unavailable):
+                    self._fail(error)
+                    return
+                first = min(2 * first, longest)
+            else:
+                self._queue.refuse(self._failure)
+                return
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            known = isinstance(error, ShoalError)
+            self._failure = error if known else Unavailable(f"the shard failed: {error!r}")  # type: ignore[assignment]
+        self._queue.refuse(self._failure)
+
+    # Maintenance
+
+    def _maintain(self) -> None:
+        orphans = False
+        failures = 0
+        while not self._closing.is_set() and self._failure is None:
+            try:
+                if not orphans:
+                    named = {one.segment_id for one in self._state.view.layers if one.segment_id}
+                    self._segments.delete_orphans(self._epoch, named)
+                    orphans = True
+                if self._is_due():
+                    self._flush()
+                elif self._uncommitted:
+                    self._commit_manifest()
+                self._start_build()
+            except Fenced as error:
+                self._fail(error)
+                return
+            except Exception as error:
+                if self._closing.is_set():
+                    return
+                self._note_error("maintenance", error)
+                failures += 1
+                first, longest = BACKOFF_SECONDS
+                self._closing.wait(min(longest, first * 2 ** min(failures, 16)))
+                continue
+            if failures:
+                self._error, failures = None, 0
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._closing.is_set() or self._is_due(), timeout=IDLE_SECONDS / 4
+                )
+
+    def _note_error(self, what: str, error: Exception) -> None:
+        if isinstance(error, Unavailable):
+            logger.warning("%s failed, and is tried again: %s", what, error)
+        else:
+            logger.error("%s failed, and is tried again", what, exc_info=error)
+        self._error = f"{what}: {error}"
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+
+    def _is_full(self) -> bool:
+        return (
+            self._state.memtable_rows >= MEMTABLE_ROWS
+            or self._state.memtable_bytes >= MEMTABLE_BYTES
+            or self._log_bytes >= LOG_BYTES
+        )
+
+    def _has_room(self) -> bool:
+        return (
+            self._state.memtable_rows < FULL_MEMTABLES * MEMTABLE_ROWS
+            and self._state.memtable_bytes < FULL_MEMTABLES * MEMTABLE_BYTES
+        )
+
+    def _is_due(self) -> bool:
+        dirty_since = self._dirty_since
+        if self._frozen is not None or self._is_full():
+            return True
+        if dirty_since is None:
+            return False
+        now = monotonic()
+        idle = now - self._last_write >= IDLE_SECONDS
+        return (idle and self._state.memtable_rows >= IDLE_ROWS) or (
+            now - dirty_since >= DIRTY_SECONDS
+        )
+
+    def _flush(self) -> None:
+        """Write what is in memory as a segment, and let the log be truncated.
+
+        After an error the frozen memtable stays where it is, and the next call starts with it.
+        """
+        with self._flushing:
+            if self._frozen is None:
+                self._dirty_since, self._log_bytes = None, 0
+                self._frozen = self._state.freeze()
+                self._notify()
+            layer, sequence = self._frozen
+            if layer is not None:
+                by = self._make_segment([layer], indexed=False) if layer.live else None
+                self._state.replace([layer], by)
+            self._frozen = None
+            if sequence == self._covered:
+                return
+            self._covered = sequence
+            self._uncommitted = True
+            self._commit_manifest()
+            self._log.truncate(sequence)
+
+    def _make_segment(self, sources: Sequence[Layer], *, indexed: bool) -> Layer:
+        """A new segment of the live rows of ``sources``, durable, but not yet named."""
+        config = self._config
+        segment_id = self._segments.new(self._epoch)
+        directory = self._segments.directory(segment_id)
+        try:
+            rows = sum(one.live for one in sources)
+            write_segment(directory, merged(sources), rows, config)
+            calibration = build_index(directory, config) if indexed else None
+            if self._closing.is_set():
+                raise Unavailable("the shard is closing")
+            segment = Segment.open(directory, config)
+            self._segments.upload(segment_id)
+        except BaseException:
+            self._segments.drop(segment_id)
+            self._garbage.add(segment_id)
+            raise
+        missed = config.recall_target if indexed and calibration is None else 0.0
+        return Layer(segment, segment_id=segment_id, calibration=calibration, unreachable=missed)
+
+    def _commit_manifest(self) -> None:
+        with self._manifesting:
+            self._uncommitted = False
+            garbage = self._garbage.copy()
+            covered = self._covered
+            entries = [
+                SegmentEntry(
+                    id=one.segment_id,
+                    rows=one.source.rows,
+                    dead=pack_dead(one.alive),
+                    calibration=one.calibration,
+                    unreachable=one.unreachable,
+                )
+                for one in self._state.view.layers
+                if one.segment_id
+            ]
+            try:
+                self._manifests.commit(
+                    Manifest(epoch=self._epoch, sequence=covered, segments=entries)
+                )
+                for segment_id in garbage:
+                    self._segments.delete(segment_id)
+                    self._garbage.discard(segment_id)
+            except BaseException:
+                self._uncommitted = True
+                raise
+
+    # Merging and indexing
+
+    def _is_building(self) -> bool:
+        return self._build is not None and not self._build.done()
+
+    def _start_build(self) -> None:
+        if self._is_building() or monotonic() < self._build_after:
+            return
+        layers = self._state.view.layers
+        chosen = choose_merge(layers, self._config)
+        if chosen:
+            self._submit(_Merge(chosen))
+            return
+        for layer in layers:
+            if layer.source.indexed and _aimed_at(layer) != self._config.recall_target:
+                self._submit(_Recalibration(layer))
+                return
+
+    def _submit(self, work: _Merge | _Recalibration) -> None:
+        try:
+            self._build = self._builder.submit(self._run_build, work)
+        except RuntimeError:  # The executor is shut down, and so is this engine presently.
+            self._build_after = monotonic() + BACKOFF_SECONDS[1]
+
+    def _run_build(self, work: _Merge | _Recalibration) -> None:
+        if self._closing.is_set() or self._failure is not None:
+            return
+        try:
+            if isinstance(work, _Merge):
+                self._merge(work.layers)
+            else:
+                self._recalibrate(work.layer)
+            self._commit_manifest()
+        except Fenced as error:
+            self._fail(error)
+        except Exception as error:
+            if self._closing.is_set():
+                return
+            self._note_error("building", error)
+            self._build_failures += 1
+            first, longest = BACKOFF_SECONDS
+            delay = min(longest, first * 2 ** min(self._build_failures, 16))
+            self._build_after = monotonic() + delay
+        else:
+            if self._build_failures:
+                self._error, self._build_failures = None, 0
+        finally:
+            _return_memory()
+            self._notify()
+
+    def _merge(self, chosen: list[Layer]) -> None:
+        live = [one for one in chosen if one.live]
+        by = None
+        if live:
+            by = self._make_segment(live, indexed=gets_index(live, self._config))
+        self._state.replace(chosen, by)
+        for one in chosen:
+            self._garbage.add(one.segment_id)
+            self._segments.drop(one.segment_id)
+
+    def _recalibrate(self, layer: Layer) -> None:
+        assert isinstance(layer.source, Segment)
+        target = self._config.recall_target
+        calibration = layer.source.calibrate(target)
+        missed = target if calibration is None else 0.0
+        self._state.replace([layer], replace(layer, calibration=calibration, unreachable=missed))
+
+
+class _Merge(msgspec.Struct, frozen=True):
+    layers: list[Layer]
+
+
+class _Recalibration(msgspec.Struct, frozen=True):
+    layer: Layer
+
+
+Replayed: TypeAlias = tuple[Manifest, list[Record]]
+
+
+def _take_over(log: WriteAheadLog, manifests: Manifests) -> Replayed:
+    """Fence the log, then claim the manifest that it continues."""
+    for _ in range(_TAKE_OVER_ATTEMPTS):
+        manifest = manifests.read()
+        try:
+            records = list(log.take_over(manifest.sequence))
+        except Corrupt:
+            if manifests.changed():
+                continue  # The writer before has truncated what its newer manifest covers.
+            raise
+        claimed = msgspec.structs.replace(manifest, epoch=log.sequence)
+        if manifests.claim(claimed):
+            return claimed, records
+    raise Unavailable(f"other writers took over {_TAKE_OVER_ATTEMPTS} times meanwhile")
+
+
+def _open_layer(segments: SegmentStore, entry: SegmentEntry, config: ShardConfig) -> Layer:
+    segments.download(entry.id)
+    segment = Segment.open(segments.directory(entry.id), config)
+    if segment.rows != entry.rows:
+        raise Corrupt(f"segment {entry.id}: {segment.rows} rows, the manifest says {entry.rows}")
+    return Layer(
+        segment,
+        unpack_alive(entry.dead, entry.rows),
+        entry.id,
+        entry.calibration,
+        entry.unreachable,
+    )
+
+
+def _aimed_at(layer: Layer) -> float:
+    calibration: Calibration | None = layer.calibration
+    return calibration.target if calibration is not None else layer.unreachable
+
+
+def _return_memory() -> None:
+    """Give what a build has freed back to the machine; glibc would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,72 @@
+"""Which segments to merge, and when.
+
+Merges are geometric, as in log-structured merge trees: a segment is taken into a merge only when
+what is merged with it is at least half its size, so that each row is rewritten a number of times
+that is logarithmic in the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shard.model import ShardConfig
+from shard.view import Layer
+
+MAX_SMALL_SEGMENTS = 8
+MAX_DEAD_SHARE = 0.3
+_FEW_ROWS = 1_024
+"""Segments of fewer rows are not rewritten for their dead ones."""
+
+
+def choose_merge(layers: Sequence[Layer], config: ShardConfig) -> list[Layer]:
+    """The segments to merge now, of a view's ``layers``; empty for none.
+
+    Dead rows are left out of what is merged, so one segment alone may be "merged" too.
+    """
+    segments = sorted((one for one in layers if one.segment_id), key=lambda one: one.live)
+    empty = [one for one in segments if not one.live]
+    if empty:
+        return empty
+    waiting = [one for one in segments if awaits_index(one, config)]
+    if _is_enough(sum(one.live for one in waiting), config):
+        return _with_smaller(waiting, segments)
+    flat = [one for one in segments if not one.source.indexed]
+    if len(flat) >= MAX_SMALL_SEGMENTS:
+        chosen = _with_smaller(flat[:2], flat)
+        if len(chosen) >= MAX_SMALL_SEGMENTS:
+            return chosen
+        return flat[:MAX_SMALL_SEGMENTS]
+    for one in segments:
+        rows = one.source.rows
+        if rows >= _FEW_ROWS and rows - one.live > MAX_DEAD_SHARE * rows:
+            return _with_smaller([one], segments)
+    return []
+
+
+def awaits_index(layer: Layer, config: ShardConfig) -> bool:
+    """Whether its rows count towards the next index: no index is there, or was in vain."""
+    in_vain = 0 < layer.unreachable <= config.recall_target
+    return not layer.source.indexed and not in_vain
+
+
+def gets_index(chosen: Sequence[Layer], config: ShardConfig) -> bool:
+    """Whether the merge of ``chosen`` should have an index."""
+    return _is_enough(sum(one.live for one in chosen), config)
+
+
+def _is_enough(rows: int, config: ShardConfig) -> bool:
+    return 0 < config.flat_threshold <= rows
+
+
+def _with_smaller(chosen: list[Layer], segments: Sequence[Layer]) -> list[Layer]:
+    """``chosen``, and of ``segments``, smallest first, what is not too large beside them."""
+    gathered = list(chosen)
+    live = sum(one.live for one in gathered)
+    for one in segments:
+        if one in gathered:
+            continue
+        if one.live > 2 * live:
+            break
+        gathered.append(one)
+        live += one.live
+    return gathered

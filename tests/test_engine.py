@@ -1,0 +1,532 @@
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shard import engine as engine_module
+from shard import log as log_module
+from shard import merge_policy
+from shard.engine import ShardEngine
+from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
+from shard.manifest import Manifests
+from shard.model import (
+    Delete,
+    Distance,
+    Operation,
+    SearchParams,
+    ShardConfig,
+    Upsert,
+    Vectors,
+    decode_ids,
+    encode_id,
+    encode_ids,
+)
+from shard.objects import ObjectStore
+from shard.objects.local import LocalObjectStore
+from tests.faulty_store import Crash, FaultyStore
+
+PREFIX = "collections/c/shard-0000"
+DIMENSION = 5
+CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=0)
+Model = dict[int, tuple[tuple[float, ...], bytes]]
+
+
+@pytest.fixture
+def builder() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "store")
+
+
+@pytest.fixture
+def opened(
+    store: LocalObjectStore, tmp_path: Path, builder: ThreadPoolExecutor
+) -> Iterator[Callable[..., ShardEngine]]:
+    engines: list[ShardEngine] = []
+
+    def open_engine(
+        config: ShardConfig = CONFIG, store: ObjectStore = store, scratch: str = "scratch"
+    ) -> ShardEngine:
+        engines.append(ShardEngine.open(store, PREFIX, config, tmp_path / scratch, builder))
+        return engines[-1]
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+def upsert(ids: Sequence[int], seed: int = 0, dimension: int = DIMENSION) -> Upsert:
+    vectors = np.random.default_rng(seed).normal(size=(len(ids), dimension)).astype(np.float32)
+    return Upsert(encode_ids(ids), vectors, [b'{"seed":%d}' % seed] * len(ids))
+
+
+def contents(engine: ShardEngine) -> Model:
+    found: Model = {}
+    start = b""
+    while True:
+        points = engine.scroll(start, 7, with_payload=True, with_vector=True)
+        if not len(points.keys):
+            return found
+        assert points.payloads is not None and points.vectors is not None
+        for point_id, payload, vector in zip(
+            decode_ids(points.keys), points.payloads, points.vectors.tolist(), strict=True
+        ):
+            assert isinstance(point_id, int) and point_id not in found
+            found[point_id] = (tuple(vector), payload)
+        start = encode_id(max(found) + 1)
+
+
+def apply(model: Model, operations: Sequence[Operation]) -> Model:
+    changed = dict(model)
+    for operation in operations:
+        ids = [int(point_id) for point_id in decode_ids(operation.keys)]
+        if isinstance(operation, Delete):
+            for point_id in ids:
+                changed.pop(point_id, None)
+        else:
+            for point_id, vector, payload in zip(
+                ids, operation.vectors.tolist(), operation.payloads, strict=True
+            ):
+                changed[point_id] = (tuple(vector), payload)
+    return changed
+
+
+def nearest(model: Model, query: Vectors, limit: int) -> list[float]:
+    vectors = np.array([vector for vector, _ in model.values()], np.float32)
+    return sorted(np.linalg.norm(vectors - query, axis=1).tolist())[:limit]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_written_is_read(opened: Callable[..., ShardEngine]) -> None:
+    engine = opened()
+    engine.write([upsert([3, 1, 2], 1)]).result()
+    engine.write([upsert([2, 7], 2), Delete(encode_ids([1, 99]))]).result()
+
+    model = apply({}, [upsert([3, 1, 2], 1), upsert([2, 7], 2), Delete(encode_ids([1]))])
+    assert contents(engine) == model
+    assert engine.count() == 3
+    found = engine.retrieve(encode_ids([7, 1, 3]), with_payload=True, with_vector=False)
+    assert decode_ids(found.keys) == [7, 3]
+    assert found.payloads == [b'{"seed":2}', b'{"seed":1}']
+
+    query = upsert([0], 3).vectors
+    hits = engine.search(query, SearchParams(limit=2))
+    np.testing.assert_allclose(hits.scores, nearest(model, query, 2), rtol=1e-5)
+    assert hits.lengths.tolist() == [2]
+
+
+def test_a_write_of_the_wrong_shape_is_refused(opened: Callable[..., ShardEngine]) -> None:
+    with pytest.raises(InvalidInput, match="expected shape"):
+        opened().write([upsert([1], dimension=DIMENSION + 1)])
+
+
+def test_everything_comes_back_from_log_and_snapshot(opened: Callable[..., ShardEngine]) -> None:
+    engine = opened()
+    engine.write([upsert(range(50), 1)]).result()
+    engine.snapshot()
+    engine.write([Delete(encode_ids(range(0, 50, 7))), upsert([3, 100], 2)]).result()
+    before = contents(engine)
+    engine.close()
+    again = opened()
+    assert contents(again) == before
+    assert again.info().snapshot_sequence >= 2
+    again.snapshot()
+    again.close()
+    assert contents(opened()) == before
+
+
+def test_another_shard_server_takes_over_without_the_first_one_knowing(
+    opened: Callable[..., ShardEngine],
+) -> None:
+    first = opened()
+    first.write([upsert([1, 2], 1)]).result()
+    second = opened(scratch="other")
+    with pytest.raises(Fenced):
+        first.write([upsert([3], 2)]).result()
+    assert isinstance(first.failure, Fenced)
+    with pytest.raises(Fenced):
+        first.write([upsert([3], 2)])
+    second.write([upsert([4], 3)]).result()
+    assert set(contents(second)) == {1, 2, 4}
+
+
+def test_a_fenced_writer_commits_no_snapshot_and_deletes_nothing(
+    opened: Callable[..., ShardEngine], store: LocalObjectStore
+) -> None:
+    first = opened()
+    first.write([upsert(range(30), 1)]).result()
+    second = opened(scratch="other")
+    before = set(store.list(f"{PREFIX}/log"))
+    with pytest.raises(Fenced):
+        first.snapshot()
+    assert set(store.list(f"{PREFIX}/log")) == before
+    second.snapshot()
+    assert set(contents(second)) == set(range(30))
+
+
+def test_writers_that_race_for_a_shard_lose_nothing_acknowledged(
+    store: LocalObjectStore, tmp_path: Path, builder: ThreadPoolExecutor
+) -> None:
+    acknowledged: list[set[int]] = [set() for _ in range(4)]
+
+    def contend(number: int) -> None:
+        chance = random.Random(number)
+        next_id = number
+        for attempt in range(6):
+            scratch = tmp_path / f"{number}-{attempt}"
+            try:
+                engine = ShardEngine.open(store, PREFIX, CONFIG, scratch, builder)
+            except Unavailable:
+                continue
+            try:
+                for _ in range(chance.randrange(12)):
+                    engine.write([upsert([next_id], number)]).result()
+                    acknowledged[number].add(next_id)
+                    next_id += 4
+                    if chance.random() < 0.3:
+                        engine.snapshot()
+            except Unavailable:
+                next_id += 4  # It may have been written.
+            finally:
+                engine.close()
+
+    threads = [Thread(target=contend, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine = ShardEngine.open(store, PREFIX, CONFIG, tmp_path / "last", builder)
+    try:
+        written = set().union(*acknowledged)
+        assert written
+        assert written <= set(contents(engine))
+    finally:
+        engine.close()
+
+
+def test_only_what_the_manifest_names_is_kept(
+    opened: Callable[..., ShardEngine],
+    store: LocalObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(merge_policy, "MAX_SMALL_SEGMENTS", 3)
+    engine = opened()
+    store.put(f"{PREFIX}/segment/{1:020d}-left/segment.json", b"by a writer that died")
+    for round_ in range(9):
+        engine.write([upsert(range(round_, round_ + 20), round_)]).result()
+        engine.snapshot()
+    before = contents(engine)
+
+    def stored() -> set[str]:
+        return {key.split("/")[4] for key in store.list(f"{PREFIX}/segment/")}
+
+    def named() -> set[str]:
+        manifest = Manifests(store, f"{PREFIX}/manifest").read()
+        return {entry.id for entry in manifest.segments}
+
+    again = opened()  # Its epoch is beyond that of the left segment.
+    wait_until(lambda: len(named()) < 3 and stored() == named())
+    assert contents(again) == before
+    assert len([*store.list(f"{PREFIX}/log/")]) <= 5  # Fences stay.
+
+
+def test_a_large_segment_gets_an_index_that_reaches_the_target(
+    opened: Callable[..., ShardEngine],
+) -> None:
+    config = ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000)
+    engine = opened(config)
+    chance = np.random.default_rng(5)
+    centers = chance.normal(size=(40, 16)) * 3
+    vectors = (centers[chance.integers(40, size=4_000)] + chance.normal(size=(4_000, 16))).astype(
+        np.float32
+    )
+    for start in range(0, 4_000, 500):
+        ids = range(start, start + 500)
+        engine.write([Upsert(encode_ids(ids), vectors[start : start + 500], [b"{}"] * 500)])
+    engine.write([Delete(encode_ids(range(0, 300)))]).result()
+    engine.snapshot()
+    wait_until(lambda: not engine.info().building)
+    info = engine.info()
+    assert info.points == info.indexed == 3_700
+    (segment,) = info.segments
+    assert segment.index.startswith("IVF")
+    assert segment.calibration is not None
+    assert segment.calibration.recall >= segment.calibration.target == 0.95
+
+    queries = vectors[chance.integers(4_000, size=100)] + chance.normal(size=(100, 16)) * 0.3
+    queries = queries.astype(np.float32)
+    exact = engine.search(queries, SearchParams(limit=10, exact=True)).points.keys
+    approximate = engine.search(queries, SearchParams(limit=10)).points.keys
+    hits = sum(
+        len(set(a.tolist()) & set(b.tolist()))
+        for a, b in zip(exact.reshape(100, 10), approximate.reshape(100, 10), strict=True)
+    )
+    assert hits / 1_000 >= 0.9
+
+    engine.write([Delete(encode_ids(range(300, 350)))]).result()
+    engine.reconfigure(
+        ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000, recall_target=0.6)
+    )
+
+    def targets() -> list[float]:
+        calibrations = [segment.calibration for segment in engine.info().segments]
+        return [one.target for one in calibrations if one is not None]
+
+    wait_until(lambda: targets() == [0.6])
+    assert engine.count() == 3_650
+    engine.snapshot()
+    engine.close()
+    again = opened(engine._config)
+    assert again.count() == again.info().indexed == 3_650
+
+
+def test_writes_are_seen_while_an_index_is_built(
+    opened: Callable[..., ShardEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release: Future[None] = Future()
+    building: Future[None] = Future()
+    build = engine_module.build_index
+
+    def held_up(*arguments: object) -> object:
+        building.set_result(None)
+        release.result()
+        return build(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module, "build_index", held_up)
+    config = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=1_000)
+    engine = opened(config)
+    engine.write([upsert(range(1_500), 1)]).result()
+    engine.snapshot()
+    building.result(30)
+    engine.write([upsert(range(100), 2), Delete(encode_ids(range(200, 300)))]).result()
+    expected = apply(
+        {}, [upsert(range(1_500), 1), upsert(range(100), 2), Delete(encode_ids(range(200, 300)))]
+    )
+    assert contents(engine) == expected
+    release.set_result(None)
+    wait_until(lambda: engine.info().indexed > 0)
+    assert engine.info().indexed == 1_300
+    assert contents(engine) == expected
+
+
+def test_reads_go_on_and_writes_come_back_when_the_store_does(
+    opened: Callable[..., ShardEngine],
+    store: LocalObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_module, "_PUT_SECONDS", 0.1)
+    faulty = FaultyStore(store)
+    engine = opened(store=faulty)
+    engine.write([upsert([1], 1)]).result()
+    for lose_answers in (False, True):
+        faulty.lose_answers = lose_answers
+        faulty.reachable = False
+        with pytest.raises(Unavailable):
+            engine.write([upsert([2], 2)]).result()
+        assert 1 in contents(engine)
+        with pytest.raises(Unavailable):
+            engine.write([upsert([3], 2)]).result()
+        faulty.reachable = True
+
+        def writable() -> bool:
+            try:
+                engine.write([upsert([4], 3)]).result()
+            except Unavailable:
+                return False
+            return True
+
+        wait_until(writable)
+        assert 3 not in contents(engine)
+        assert (2 in contents(engine)) == lose_answers
+    before = contents(engine)
+    engine.close()
+    assert contents(opened()) == before
+
+
+def test_a_snapshot_that_fails_is_made_later(
+    opened: Callable[..., ShardEngine], store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.05, 0.1))
+    faulty = FaultyStore(store)
+    engine = opened(store=faulty)
+    sequence = engine.write([upsert(range(2_000), 1)]).result()
+    faulty.reachable = False
+    with pytest.raises(Unavailable):
+        engine.snapshot()
+    wait_until(lambda: engine.info().error is not None)
+    assert engine.count() == 2_000
+    faulty.reachable = True
+    wait_until(lambda: engine.info().snapshot_sequence >= sequence)
+    wait_until(lambda: engine.info().error is None)
+    assert engine.count() == 2_000
+
+
+@pytest.mark.parametrize("what", ["log", "manifest", "segment"])
+def test_a_flipped_bit_is_found_when_the_shard_opens(
+    opened: Callable[..., ShardEngine], store: LocalObjectStore, what: str
+) -> None:
+    engine = opened()
+    engine.write([upsert(range(10), 1)]).result()
+    engine.snapshot()
+    engine.write([upsert(range(10), 1)]).result()
+    engine.close()
+    key = [one for one in store.list(f"{PREFIX}/{what}/") if not one.endswith(".json")][-1]
+    data = bytearray(store.get(key))
+    data[-1] ^= 1
+    store.put(key, bytes(data))
+    with pytest.raises(Corrupt):
+        opened()
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random operations, crashes and recoveries against a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.disk = LocalObjectStore(self.folder / "store")
+        self.builder = ThreadPoolExecutor(1)
+        self.model: Model = {}
+        self.uncertain: list[Model] = []
+        self.engine: ShardEngine | None = None
+        self.seed = 0
+        self.config = CONFIG
+
+    @initialize(flat_threshold=st.sampled_from([0, 40]), distance=st.sampled_from(list(Distance)))
+    def configure(self, flat_threshold: int, distance: Distance) -> None:
+        self.config = ShardConfig(
+            dimension=DIMENSION, distance=distance, flat_threshold=flat_threshold
+        )
+
+    @precondition(lambda self: self.engine is None)
+    @rule(crash=st.none() | st.tuples(st.integers(0, 30), st.booleans()))
+    def open(self, crash: tuple[int, bool] | None) -> None:
+        self.store = FaultyStore(self.disk)
+        if crash is not None:
+            self.store.crash_after(crash[0], takes_place=crash[1])
+        scratch = self.folder / "scratch"
+        try:
+            self.engine = ShardEngine.open(self.store, PREFIX, self.config, scratch, self.builder)
+        except Crash:
+            return
+        found = contents(self.engine)
+        possible = [self.model, *self.uncertain]
+        assert found in possible, (found, possible)
+        self.model, self.uncertain = found, []
+
+    @precondition(lambda self: self.engine is not None)
+    @rule(ids=st.sets(st.integers(0, 60), max_size=30), gone=st.sets(st.integers(0, 60)))
+    def write(self, ids: set[int], gone: set[int]) -> None:
+        assert self.engine is not None
+        self.seed += 1
+        operation = upsert(sorted(ids), self.seed)
+        operation = Upsert(
+            operation.keys, self.config.prepare(operation.vectors), operation.payloads
+        )
+        operations: list[Operation] = [operation, Delete(encode_ids(sorted(gone - ids)))]
+        after = apply(self.model, operations)
+        try:
+            self.engine.write(operations).result()
+        except ShoalError:
+            self._lost(after)
+        else:
+            self.model = after
+
+    @precondition(lambda self: self.engine is not None)
+    @rule()
+    def snapshot(self) -> None:
+        assert self.engine is not None
+        try:
+            self.engine.snapshot()
+        except (ShoalError, Crash):
+            self._lost()
+
+    @precondition(lambda self: self.engine is not None)
+    @rule(operations=st.integers(0, 20), takes_place=st.booleans())
+    def crash_soon(self, operations: int, takes_place: bool) -> None:
+        self.store.crash_after(operations, takes_place=takes_place)
+
+    @precondition(lambda self: self.engine is not None)
+    @rule()
+    def crash(self) -> None:
+        self.store.crash()
+        self._lost()
+
+    @precondition(lambda self: self.engine is not None)
+    @rule()
+    def restart(self) -> None:
+        self._lost()
+
+    @precondition(lambda self: self.engine is not None)
+    @rule()
+    def wait_for_builds(self) -> None:
+        assert self.engine is not None
+        engine = self.engine
+        wait_until(lambda: engine.failure is not None or not engine._is_building())
+
+    @invariant()
+    def same(self) -> None:
+        if self.engine is None:
+            return
+        assert contents(self.engine) == self.model
+        assert self.engine.count() == len(self.model)
+        query = np.full((1, DIMENSION), 0.3, np.float32)
+        hits = self.engine.search(query, SearchParams(limit=5, exact=True, with_payload=True))
+        assert hits.lengths.tolist() == [min(5, len(self.model))]
+        if self.config.distance is Distance.EUCLID and self.model:
+            np.testing.assert_allclose(hits.scores, nearest(self.model, query, 5), rtol=1e-4)
+
+    def _lost(self, *possible: Model) -> None:
+        assert self.engine is not None
+        self.engine.close()
+        self.engine = None
+        self.uncertain.extend(possible)
+
+    def teardown(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.builder.shutdown()
+        shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+def test_no_crash_loses_a_write_or_brings_a_point_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    monkeypatch.setattr(engine_module, "MEMTABLE_ROWS", 40)
+    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(merge_policy, "MAX_SMALL_SEGMENTS", 3)
+    monkeypatch.setattr(merge_policy, "_FEW_ROWS", 4)
+    run_state_machine_as_test(
+        EngineMachine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
