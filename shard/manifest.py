@@ -1,8 +1,8 @@
 """What a shard consists of, besides its log: a versioned document in the object store.
 
-A writer *claims* the manifest after it has fenced the log, so that whoever held it before can commit
-no other. A writer knows its own commits by its epoch, the log sequence of its fence, which no other
-writer ever has.
+A writer *claims* the manifest after it has fenced the log, so that whoever held it before can
+commit no other. A writer knows its own commits by its epoch, the log sequence of its fence, which
+no other writer ever has.
 """
 
 from __future__ import annotations

@@ -103,8 +103,10 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.distance is not Distance.COSINE:
             return vectors
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        scaled: Vectors = vectors / np.where(norms > 0, norms, np.float32(1))
+        # In float64, where the squares of no float32 overflow or vanish.
+        wide = vectors.astype(np.float64)
+        norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        scaled: Vectors = (wide / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
         return scaled
 
 

@@ -238,6 +238,7 @@ def test_only_what_the_manifest_names_is_kept(
         engine.write([upsert(range(round_, round_ + 20), round_)]).result()
         engine.snapshot()
     before = contents(engine)
+    engine.close()
 
     def stored() -> set[str]:
         return {key.split("/")[4] for key in store.list(f"{PREFIX}/segment/")}
@@ -265,7 +266,7 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
     for start in range(0, 4_000, 500):
         ids = range(start, start + 500)
         engine.write([Upsert(encode_ids(ids), vectors[start : start + 500], [b"{}"] * 500)])
-    engine.write([Delete(encode_ids(range(0, 300)))]).result()
+    engine.write([Delete(encode_ids(range(300)))]).result()
     engine.snapshot()
     wait_until(lambda: not engine.info().building)
     info = engine.info()

@@ -1,0 +1,45 @@
+"""The live rows of several layers as one run, sorted by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from shard.model import KEY_DTYPE, Points
+from shard.view import Layer
+
+_BATCH_ROWS = 8_192
+
+
+def merged(layers: Sequence[Layer]) -> Iterator[Points]:
+    """All live rows of ``layers``, in key order, in batches with payloads and vectors.
+
+    Each key is live in one of the layers at most.
+    """
+    rows = [
+        np.arange(one.source.rows) if one.alive is None else np.flatnonzero(one.alive)
+        for one in layers
+    ]
+    keys = np.concatenate(
+        [one.source.keys[live] for one, live in zip(layers, rows, strict=True)]
+        or [np.empty(0, KEY_DTYPE)]
+    )
+    order = np.argsort(keys)
+    starts = np.cumsum([0, *map(len, rows)])
+    for first in range(0, len(order), _BATCH_ROWS):
+        chosen = order[first : first + _BATCH_ROWS]
+        payloads = [b""] * len(chosen)
+        vectors = None
+        for number, layer in enumerate(layers):
+            places = np.flatnonzero((chosen >= starts[number]) & (chosen < starts[number + 1]))
+            if not len(places):
+                continue
+            own = rows[number][chosen[places] - starts[number]]
+            found = layer.source.vectors(own)
+            if vectors is None:
+                vectors = np.empty((len(chosen), found.shape[1]), np.float32)
+            vectors[places] = found
+            for place, payload in zip(places.tolist(), layer.source.payloads(own), strict=True):
+                payloads[place] = payload
+        yield Points(keys[chosen], payloads, vectors)

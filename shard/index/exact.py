@@ -1,0 +1,116 @@
+"""Exact nearest neighbours by scanning vectors, and exact scores of candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from shard.model import Distance, Mask, Rows, Scores, Vectors
+
+_BLOCK_BYTES = 8 << 20
+"""Vectors gathered at a time."""
+_BLAS_QUERIES = 20
+"""From so many queries on FAISS takes distances from products of matrices, which cancels digits."""
+
+
+def scan(
+    vectors: Vectors, queries: Vectors, limit: int, distance: Distance, alive: Mask | None
+) -> tuple[Rows, Scores]:
+    """The nearest ``limit`` rows of ``vectors`` (n, d) to each of ``queries`` (q, d).
+
+    ``alive`` (n,) says which rows count; None: all. Both answers are (q, limit), nearest first,
+    with row -1 where there are fewer. Scores are similarities for cosine and dot, distances for
+    euclid (not squared) and manhattan.
+    """
+    if distance is Distance.MANHATTAN:
+        rows = _scan_manhattan(vectors, queries, limit, alive)
+    else:
+        rows = _scan(vectors, queries, limit, distance, alive)
+    return rerank(vectors, queries, rows, limit, distance)
+
+
+def rerank(
+    vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
+) -> tuple[Rows, Scores]:
+    """The nearest ``limit`` of each query's ``candidates`` (q, c), by exact scores, as in `scan`.
+
+    Candidates are rows of ``vectors``, in any order, or -1.
+    """
+    count, width = candidates.shape
+    rows = np.full((count, limit), -1, np.int64)
+    scores = np.zeros((count, limit), np.float32)
+    kept = min(limit, width)
+    step = max(1, _BLOCK_BYTES // max(1, width * vectors.itemsize * vectors.shape[1]))
+    for start in range(0, count if kept else 0, step):
+        block = candidates[start : start + step]
+        exact = _scores(vectors[block], queries[start : start + step], distance)
+        rank = -exact if distance.higher_is_nearer else exact
+        order = np.argsort(np.where(block >= 0, rank, np.inf), axis=1, kind="stable")[:, :kept]
+        rows[start : start + step, :kept] = np.take_along_axis(block, order, axis=1)
+        scores[start : start + step, :kept] = np.take_along_axis(exact, order, axis=1)
+    return rows, scores
+
+
+def _scores(gathered: Vectors, queries: Vectors, distance: Distance) -> Scores:
+    """Scores of ``gathered`` (q, c, d) against ``queries`` (q, d): (q, c)."""
+    scores: Scores
+    with np.errstate(over="ignore", invalid="ignore"):
+        if distance.higher_is_nearer:
+            scores = np.matmul(gathered, queries[:, :, None])[:, :, 0]
+        else:
+            difference = gathered - queries[:, None, :]
+            if distance is Distance.MANHATTAN:
+                scores = np.abs(difference).sum(axis=2)
+            else:
+                scores = np.sqrt(np.einsum("qcd,qcd->qc", difference, difference))
+    return scores
+
+
+def _scan(
+    vectors: Vectors, queries: Vectors, limit: int, distance: Distance, alive: Mask | None
+) -> Rows:
+    queries = np.ascontiguousarray(queries)
+    # A few more, since products of matrices may put near ties into the wrong order.
+    found = min(len(vectors), limit + (8 if len(queries) >= _BLAS_QUERIES else 0))
+    rows = np.full((len(queries), found), -1, np.int64)
+    if not found:
+        return rows
+    scores = np.empty((len(queries), found), np.float32)
+    selector: list[Any] = [] if alive is None else [_selector(alive)]
+    shape = (vectors.shape[1], len(queries), len(vectors), found)
+    pointers = [faiss.swig_ptr(array) for array in (queries, vectors, scores, rows)]
+    if distance.higher_is_nearer:
+        faiss.knn_inner_product(*pointers[:2], *shape, *pointers[2:], *selector)
+    else:
+        faiss.knn_L2sqr(*pointers[:2], *shape, *pointers[2:], None, *selector)
+    return rows
+
+
+def _scan_manhattan(vectors: Vectors, queries: Vectors, limit: int, alive: Mask | None) -> Rows:
+    """FAISS takes no selector for this metric: live rows are gathered block by block."""
+    step = max(1, _BLOCK_BYTES // (vectors.itemsize * vectors.shape[1]))
+    best = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(vectors), step):
+        block = np.arange(start, min(start + step, len(vectors)))
+        if alive is not None:
+            block = block[alive[start : start + step]]
+        if not len(block):
+            continue
+        gathered = vectors[start : start + step] if len(block) == step else vectors[block]
+        _, found = faiss.knn(
+            np.ascontiguousarray(queries),
+            np.ascontiguousarray(gathered),
+            min(limit, len(block)),
+            metric=faiss.METRIC_L1,
+        )
+        candidates = np.concatenate([best, block[found]], axis=1)
+        best, _ = rerank(
+            vectors, queries, candidates, min(limit, candidates.shape[1]), Distance.MANHATTAN
+        )
+    return best
+
+
+def _selector(alive: Mask) -> Any:
+    return faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))

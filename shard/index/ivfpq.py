@@ -1,0 +1,97 @@
+"""An inverted-file index of 4-bit product codes, scanned with SIMD: FAISS's ``IVFn,PQmx4fs``.
+
+The fast scan of 4-bit codes is from André, Kermarrec and Le Scouarnec, "Quicker ADC" (2018).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from shard.errors import Corrupt
+from shard.model import Distance, Mask, Rows, Vectors
+
+_SAMPLE_PER_LIST = 40
+"""Vectors that a list is trained on; FAISS warns of fewer than 39."""
+_ITERATIONS = 8
+_ADD_ROWS = 65_536
+
+
+class IvfPqIndex:
+    """Approximate candidates, by row number. Searches may run in many threads at once."""
+
+    def __init__(self, index: faiss.IndexIVFPQFastScan) -> None:
+        self._index = index
+        self.rows: int = index.ntotal
+        self.lists: int = index.nlist
+        self.code_bytes: int = index.code_size
+
+    @classmethod
+    def build(cls, vectors: Vectors, distance: Distance, seed: int) -> IvfPqIndex:
+        """Train on a sample of ``vectors`` (n, d), prepared float32, n > 0, and add them all.
+
+        There are four lists per square root of n, FAISS's own advice, and two dimensions per code.
+        """
+        rows, dimension = vectors.shape
+        lists = max(1, min(int(4 * rows**0.5), rows // _SAMPLE_PER_LIST))
+        padded = dimension + dimension % 2
+        # By inner product also for cosine: by L2 distance a zero vector would be nearer to a query
+        # than most others. It is also the faster one, with one look-up table for all lists.
+        metric = faiss.METRIC_INNER_PRODUCT if distance.higher_is_nearer else faiss.METRIC_L2
+        index = faiss.index_factory(padded, f"IVF{lists},PQ{padded // 2}x4fs", metric)
+        index.cp.niter = _ITERATIONS
+        index.cp.max_points_per_centroid = _SAMPLE_PER_LIST
+        index.cp.min_points_per_centroid = 1
+        index.pq.cp.min_points_per_centroid = 1
+        generator = np.random.default_rng(seed)
+        sampled = generator.choice(rows, min(rows, max(lists, 256) * _SAMPLE_PER_LIST), False)
+        sample = _pad(vectors[np.sort(sampled)])
+        if len(sample) < 16:  # FAISS wants as many vectors as a code has values.
+            sample = np.resize(sample, (16, padded))
+        index.train(sample)
+        for start in range(0, rows, _ADD_ROWS):
+            index.add(_pad(vectors[start : start + _ADD_ROWS]))
+        return cls(index)
+
+    @classmethod
+    def open(cls, path: Path) -> IvfPqIndex:
+        """Raises Corrupt."""
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise Corrupt(f"{path.name}: {error}") from error
+        if not isinstance(index, faiss.IndexIVFPQFastScan):
+            raise Corrupt(f"{path.name}: not an IVF-PQ fast-scan index")
+        return cls(index)
+
+    def write(self, path: Path) -> None:
+        faiss.write_index(self._index, str(path))
+
+    @property
+    def name(self) -> str:
+        """As FAISS's index factory has it."""
+        return f"IVF{self.lists},PQ{self._index.pq.M}x4fs"
+
+    def candidates(self, queries: Vectors, count: int, nprobe: int, alive: Mask | None) -> Rows:
+        """Rows that are probably near, (q, ``count``), nearest first; -1 where there are fewer.
+
+        ``nprobe`` lists are scanned for each of ``queries`` (q, d); ``alive`` (n,) says which rows
+        count, None: all.
+        """
+        if alive is None:
+            parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
+        else:
+            selector = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+            parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
+        rows: Rows
+        _, rows = self._index.search(_pad(queries), count, params=parameters)
+        return rows
+
+
+def _pad(vectors: Vectors) -> Vectors:
+    """With a zero added where the dimension is odd, which changes no distance."""
+    if vectors.shape[1] % 2:
+        return np.pad(vectors, ((0, 0), (0, 1)))
+    return np.ascontiguousarray(vectors)
