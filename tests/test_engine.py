@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -443,14 +444,12 @@ class EngineMachine(RuleBasedStateMachine):
     def write(self, ids: set[int], gone: set[int]) -> None:
         assert self.engine is not None
         self.seed += 1
-        operation = upsert(sorted(ids), self.seed)
-        operation = Upsert(
-            operation.keys, self.config.prepare(operation.vectors), operation.payloads
-        )
-        operations: list[Operation] = [operation, Delete(encode_ids(sorted(gone - ids)))]
-        after = apply(self.model, operations)
+        written = upsert(sorted(ids), self.seed)
+        gone_keys = Delete(encode_ids(sorted(gone - ids)))
+        stored = msgspec.structs.replace(written, vectors=self.config.prepare(written.vectors))
+        after = apply(self.model, [stored, gone_keys])
         try:
-            self.engine.write(operations).result()
+            self.engine.write([written, gone_keys]).result()
         except ShoalError:
             self._lost(after)
         else:

@@ -87,4 +87,5 @@ def _without(found: Rows, asked: Rows) -> Rows:
     """``found`` (q, c) less the row that was ``asked`` (q,), or less the last: (q, c - 1)."""
     own = found == asked[:, None]
     own[~own.any(axis=1), -1] = True
-    return found[~own].reshape(len(found), -1)
+    others: Rows = found[~own].reshape(len(found), -1)
+    return others
