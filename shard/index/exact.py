@@ -65,7 +65,8 @@ def _scores(gathered: Vectors, queries: Vectors, distance: Distance) -> Scores:
                 scores = np.abs(difference).sum(axis=2)
             else:
                 scores = np.sqrt(np.einsum("qcd,qcd->qc", difference, difference))
-    return scores
+    # What overflows is as near, or as far, as a float can say.
+    return np.nan_to_num(scores, copy=False)
 
 
 def _scan(
