@@ -66,7 +66,10 @@ class ShardServerActor:
         scratch = Path(self._settings.scratch) / self._name
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        host = ray.util.get_node_ip_address()
+        # On a cluster of our own everything is on this machine, and nobody else's business.
+        host = "127.0.0.1"
+        if self._settings.ray_address is not None:
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         server = ShardServer(
             store, scratch, host=host, search_threads=self._settings.search_threads
         )

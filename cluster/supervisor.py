@@ -118,13 +118,13 @@ class _Server:
         self._settings = settings
         self._heard_at = monotonic()
         self._assigning: ray.ObjectRef[Report] | None = None
-        self._actor: ActorHandle | None = None
+        self._actor: ActorHandle[Any] | None = None
 
     @property
-    def actor(self) -> ActorHandle:
+    def actor(self) -> ActorHandle[Any]:
         """The actor; it is made anew after Ray has given it up."""
         if self._actor is None:
-            actor = ray.remote(ShardServerActor).options(
+            actor: Any = ray.remote(ShardServerActor).options(
                 name=self.name, scheduling_strategy="SPREAD", **_FOREVER
             )
             self._actor = actor.remote(self.name, self._settings)
@@ -317,7 +317,7 @@ def _name(number: int) -> str:
     return f"shard-server-{number}"
 
 
-def _stop_all(servers: list[ActorHandle], timeout: float) -> None:
+def _stop_all(servers: list[ActorHandle[Any]], timeout: float) -> None:
     """Stop shard servers for good."""
     stopping = [server.stop.remote(STOP_GRACE_SECONDS) for server in servers]
     try:

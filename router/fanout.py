@@ -70,6 +70,11 @@ class Fanout:
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
+    def check_servers(self) -> None:
+        """Raises Unavailable while the topology knows no shard server."""
+        if not self._topology.current.servers:
+            raise Unavailable("no shard server has started yet")
+
     async def write(
         self,
         collection: Collection,

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shard import engine as engine_module
 from shard import log as log_module
 from shard import merge_policy
+from shard import segment as segment_module
 from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.manifest import Manifests
@@ -277,8 +278,8 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
     assert segment.calibration is not None
     assert segment.calibration.recall >= segment.calibration.target == 0.95
 
-    queries = vectors[chance.integers(4_000, size=100)] + chance.normal(size=(100, 16)) * 0.3
-    queries = queries.astype(np.float32)
+    noise = chance.normal(size=(100, 16)).astype(np.float32) * np.float32(0.3)
+    queries = vectors[chance.integers(4_000, size=100)] + noise
     exact = engine.search(queries, SearchParams(limit=10, exact=True)).points.keys
     approximate = engine.search(queries, SearchParams(limit=10)).points.keys
     hits = sum(
@@ -309,7 +310,7 @@ def test_writes_are_seen_while_an_index_is_built(
 ) -> None:
     release: Future[None] = Future()
     building: Future[None] = Future()
-    build = engine_module.build_index
+    build = segment_module.build_index
 
     def held_up(*arguments: object) -> object:
         building.set_result(None)

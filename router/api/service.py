@@ -34,6 +34,8 @@ async def alive() -> str:
     "/readyz", response_class=PlainTextResponse, responses=wire.failures(), summary="Readiness"
 )
 async def ready(request: Request) -> Response:
-    """Answers once the catalog of collections can be read."""
-    await Context.of(request).directory.refresh()
+    """Answers once the catalog of collections can be read and there are shard servers."""
+    context = Context.of(request)
+    await context.directory.refresh()
+    context.fanout.check_servers()
     return PlainTextResponse("readyz check passed")

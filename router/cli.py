@@ -1,0 +1,76 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from router.serve import ServeSettings, serve
+from shard.errors import ShoalError
+
+
+@click.group(context_settings={"auto_envvar_prefix": "SHOAL", "show_default": True})
+@click.version_option(package_name="shoal")
+def main() -> None:
+    """Shoal: vector search whose truth is in object storage."""
+
+
+@main.command("serve", context_settings={"auto_envvar_prefix": "SHOAL"})
+@click.option("--data", default="shoal-data", help="Directory or s3://BUCKET/PREFIX.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=6333, help="HTTP; 0: any free.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65_535),
+    default=6334,
+    help="gRPC health service; 0: any free.",
+)
+@click.option(
+    "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
+)
+@click.option(
+    "--shard-servers",
+    type=click.IntRange(1, 1_024),
+    default=lambda: len(os.sched_getaffinity(0)),
+    show_default="one a core",
+    help="Processes that host shards.",
+)
+@click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
+@click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="Logs go to stderr.",
+)
+def serve_command(
+    data: str,
+    host: str,
+    port: int,
+    grpc_port: int,
+    shards: int,
+    shard_servers: int,
+    scratch: str | None,
+    ray_address: str | None,
+    log_level: str,
+) -> None:
+    """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
+    settings = ServeSettings(
+        data=data if "://" in data else str(Path(data).absolute()),
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        shards=shards,
+        shard_servers=shard_servers,
+        scratch=scratch,
+        ray_address=ray_address,
+        log_level=log_level,
+    )
+    try:
+        serve(settings, lambda url: click.echo(f"Shoal is ready at {url}"))
+    except (ShoalError, OSError) as error:
+        click.echo(f"shoal: {error}", err=True)
+        sys.exit(1)
