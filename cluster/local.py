@@ -106,6 +106,10 @@ def _set_environment(settings: ClusterSettings) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
         # glibc keeps freed memory per arena, and there would be eight a core.
         "MALLOC_ARENA_MAX": "2",
+        # Nor does what a build or a flush has freed stay: thresholds set do not grow by themselves.
+        "MALLOC_MMAP_THRESHOLD_": str(512 << 10),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
     if settings.ray_address is None:
         # A secret of this cluster alone, and no file for it in the home directory.

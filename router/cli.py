@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from router import demo
 from router.serve import ServeSettings, serve
 from shard.errors import ShoalError
 
@@ -74,3 +75,25 @@ def serve_command(
     except (ShoalError, OSError) as error:
         click.echo(f"shoal: {error}", err=True)
         sys.exit(1)
+
+
+@main.command("demo")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="shoal-demo",
+    help="Directory for the data, which a second run finds again.",
+)
+def demo_command(data: Path) -> None:
+    """Load 341,479 real word vectors into a service on this machine, and ask it questions."""
+    try:
+        demo.run(data.absolute(), demo.cache_directory())
+    except (ShoalError, OSError) as error:
+        click.echo(f"shoal: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

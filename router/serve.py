@@ -83,7 +83,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         )
         wellness = await stack.enter_async_context(_grpc_health(settings))
         await stack.enter_async_context(_router(settings, store, watcher, listening))
-        await _until_served(watcher, cluster, stopping)
+        await _until_served(watcher, settings.shard_servers, cluster, stopping)
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -150,20 +150,20 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 async def _until_served(
-    watcher: TopologyWatcher, cluster: asyncio.Task[None], stopping: asyncio.Event
+    watcher: TopologyWatcher, servers: int, cluster: asyncio.Task[None], stopping: asyncio.Event
 ) -> None:
-    """Return when there are shard servers, or when it is time to stop."""
+    """Return when there are as many shard ``servers``, or when it is time to stop."""
     stopped = asyncio.create_task(stopping.wait())
     try:
         async with asyncio.timeout(START_SECONDS):
-            while not watcher.current.servers and not stopping.is_set():
+            while len(watcher.current.servers) < servers and not stopping.is_set():
                 change = asyncio.create_task(watcher.changed(START_SECONDS))
                 await asyncio.wait([change, stopped, cluster], return_when=asyncio.FIRST_COMPLETED)
                 change.cancel()
                 if cluster.done():
                     cluster.result()
     except TimeoutError:
-        raise Unavailable(f"no shard server has started within {START_SECONDS:.0f} s") from None
+        raise Unavailable(f"no {servers} shard servers within {START_SECONDS:.0f} s") from None
     finally:
         stopped.cancel()
 
