@@ -7,6 +7,7 @@ Ray's own processes end with this one, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from threading import Event, Thread
 from uuid import uuid4
 
 import msgspec
+import psutil
 
 from cluster.settings import ClusterSettings, configure_logging
 from cluster.topology import TopologyDocument
@@ -137,6 +139,10 @@ def _exit_with_parent(stopping: Event) -> None:
     while os.read(0, 1024):
         pass
     if not stopping.is_set():
+        # Most of Ray's processes end with this one. Its agents would look around for a minute.
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         os._exit(1)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 START_SECONDS = 120
 STOP_SECONDS = 60
 
@@ -47,7 +49,12 @@ class ShoalProcess:
 
     def processes(self) -> dict[int, str]:
         """Every process of the service, by id, with its command line."""
-        return _descendants(self.pid)
+        commands = {}
+        service = psutil.Process(self.pid)
+        for process in (service, *service.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                commands[process.pid] = " ".join(process.cmdline())
+        return commands
 
     def find(self, name: str) -> list[int]:
         """Ids of the processes whose command line has ``name``."""
@@ -92,29 +99,6 @@ def wait_until_gone(pids: list[int], seconds: float = STOP_SECONDS) -> None:
 
 def _is_running(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
-
-
-def _descendants(root: int) -> dict[int, str]:
-    parents: dict[int, int] = {}
-    commands: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):
-            pid = int(entry.name)
-            parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    found = {root: commands.get(root, "")}
-    while True:
-        more = {
-            pid: commands.get(pid, "")
-            for pid, parent in parents.items()
-            if parent in found and pid not in found
-        }
-        if not more:
-            return found
-        found |= more
