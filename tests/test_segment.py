@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from shard.errors import Corrupt
+from shard.index.ivfpq import IvfPqIndex
+from shard.model import (
+    Distance,
+    Mask,
+    Points,
+    ShardConfig,
+    Vectors,
+    decode_ids,
+    encode_ids,
+)
+from shard.segment import Segment, build_index, segment_files, verify, write_segment
+
+CONFIG = ShardConfig(dimension=7, distance=Distance.EUCLID)
+
+
+def clustered(rows: int, dimension: int, seed: int) -> Vectors:
+    chance = np.random.default_rng(seed)
+    centers = np.random.default_rng(1).normal(size=(30, dimension)) * 2
+    vectors: Vectors = (
+        centers[chance.integers(30, size=rows)] + chance.normal(size=(rows, dimension))
+    ).astype(np.float32)
+    return vectors
+
+
+def write(directory: Path, vectors: Vectors, config: ShardConfig, batch: int = 1_000) -> None:
+    directory.mkdir()
+    keys = encode_ids(range(0, 2 * len(vectors), 2))
+    payloads = [b'{"row":%d}' % row if row % 3 else b"" for row in range(len(vectors))]
+    write_segment(
+        directory,
+        (
+            Points(
+                keys[start : start + batch],
+                payloads[start : start + batch],
+                vectors[start : start + batch],
+            )
+            for start in range(0, len(vectors), batch)
+        ),
+        len(vectors),
+        config,
+    )
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(0, 5), (1, 5), (5, 5), (23, 5)])
+def test_what_is_written_is_read(tmp_path: Path, rows: int, batch: int) -> None:
+    vectors = clustered(rows, 7, 0)
+    write(tmp_path / "segment", vectors, CONFIG, batch)
+    verify(tmp_path / "segment")
+    segment = Segment.open(tmp_path / "segment", CONFIG)
+    assert segment.rows == rows
+    assert decode_ids(segment.keys) == [*range(0, 2 * rows, 2)]
+    every = np.arange(rows)[::-1]
+    np.testing.assert_array_equal(segment.vectors(every), vectors[::-1])
+    expected = [b'{"row":%d}' % row if row % 3 else b"" for row in every.tolist()]
+    assert segment.payloads(every) == expected
+    found = segment.find(encode_ids([0, 1, 2 * rows - 2, 2 * rows] if rows else [0]))
+    assert found.tolist() == ([0, -1, rows - 1, -1] if rows else [-1])
+
+
+def test_a_segment_goes_on_when_its_files_are_unlinked(tmp_path: Path) -> None:
+    write(tmp_path / "segment", clustered(2_000, 7, 0), CONFIG)
+    segment = Segment.open(tmp_path / "segment", CONFIG)
+    for name in segment_files(tmp_path / "segment"):
+        (tmp_path / "segment" / name).unlink()
+    assert segment.payloads(np.array([1_999])) == [b'{"row":1999}']
+    assert segment.vectors(np.array([1_500])).shape == (1, 7)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999])
+def test_every_flipped_bit_is_found(tmp_path: Path, place: float) -> None:
+    directory = tmp_path / "segment"
+    write(directory, clustered(3_000, 7, 0), CONFIG)
+    assert build_index(directory, CONFIG) is not None
+    verify(directory)
+    assert len(segment_files(directory)) == 5
+    for name in segment_files(directory):
+        path = directory / name
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[int(place * len(whole))] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(Corrupt):
+            verify(directory)
+        path.write_bytes(whole[: int(place * len(whole))])
+        with pytest.raises(Corrupt):
+            Segment.open(directory, CONFIG)
+        path.unlink()
+        with pytest.raises(Corrupt):
+            Segment.open(directory, CONFIG)
+        path.write_bytes(whole)
+    verify(directory)
+
+
+def test_a_segment_of_another_shape_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "segment", clustered(10, 7, 0), CONFIG)
+    for other in (
+        msgspec.structs.replace(CONFIG, dimension=8),
+        msgspec.structs.replace(CONFIG, distance=Distance.DOT),
+    ):
+        with pytest.raises(Corrupt):
+            Segment.open(tmp_path / "segment", other)
+
+
+@pytest.mark.parametrize("dimension", [15, 24])
+@pytest.mark.parametrize("distance", list(Distance))
+def test_an_index_reaches_its_target_on_queries_it_has_not_seen(
+    tmp_path: Path, distance: Distance, dimension: int
+) -> None:
+    config = ShardConfig(dimension=dimension, distance=distance, recall_target=0.9)
+    vectors = config.prepare(clustered(6_000, dimension, 0))
+    write(tmp_path / "segment", vectors, config)
+    calibration = build_index(tmp_path / "segment", config)
+    assert calibration is not None
+    assert calibration.recall >= calibration.target == 0.9
+    segment = Segment.open(tmp_path / "segment", config)
+    assert segment.indexed and segment.index_name.startswith("IVF")
+    queries = config.prepare(clustered(300, dimension, 1))
+
+    nprobe, oversampling = calibration.nprobe, calibration.oversampling
+
+    def recall(alive: Mask | None) -> float:
+        near, scores = segment.search(
+            queries, 10, exact=False, nprobe=nprobe, oversampling=oversampling, alive=alive
+        )
+        truth, _ = segment.search(
+            queries, 10, exact=True, nprobe=None, oversampling=None, alive=alive
+        )
+        assert (near >= 0).all()
+        rank = -1 if distance.higher_is_nearer else 1
+        assert (np.diff(rank * scores, axis=1) >= 0).all()
+        hits = sum(len(set(a) & set(b)) for a, b in zip(near.tolist(), truth.tolist(), strict=True))
+        return hits / near.size
+
+    assert recall(None) >= 0.87
+    assert recall(np.random.default_rng(2).random(len(vectors)) < 0.5) >= 0.85
+    assert segment.calibrate(0.5) is not None
+
+
+def test_few_live_rows_are_all_found(tmp_path: Path) -> None:
+    config = ShardConfig(dimension=16, distance=Distance.COSINE)
+    vectors = config.prepare(clustered(8_000, 16, 0))
+    write(tmp_path / "segment", vectors, config)
+    assert build_index(tmp_path / "segment", config) is not None
+    segment = Segment.open(tmp_path / "segment", config)
+    alive = np.zeros(len(vectors), np.bool_)
+    live = np.random.default_rng(4).choice(len(vectors), 30, False)
+    alive[live] = True
+    rows, _ = segment.search(vectors[:5], 30, exact=False, nprobe=1, oversampling=1.0, alive=alive)
+    assert all(sorted(row) == sorted(live.tolist()) for row in rows.tolist())
+    rows, _ = segment.search(vectors[:5], 50, exact=False, nprobe=1, oversampling=1.0, alive=alive)
+    assert ((rows >= 0).sum(axis=1) == 30).all()
+
+
+def test_zero_vectors_do_not_crowd_out_the_others(tmp_path: Path) -> None:
+    config = ShardConfig(dimension=16, distance=Distance.COSINE)
+    vectors = config.prepare(clustered(6_000, 16, 0))
+    vectors[::2] = 0
+    write(tmp_path / "segment", vectors, config)
+    calibration = build_index(tmp_path / "segment", config)
+    segment = Segment.open(tmp_path / "segment", config)
+    queries = config.prepare(clustered(50, 16, 1))
+    rows, scores = segment.search(
+        queries,
+        10,
+        exact=calibration is None,
+        nprobe=calibration.nprobe if calibration else None,
+        oversampling=calibration.oversampling if calibration else None,
+        alive=None,
+    )
+    assert (rows % 2 == 1).all()
+    assert (scores > 0.3).all()
+
+
+def test_a_target_out_of_reach_leaves_the_segment_flat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Candidates at random: no nprobe makes anything of them.
+    def random(self: IvfPqIndex, queries: Vectors, count: int, *rest: object) -> object:
+        return np.random.default_rng(0).integers(0, self.rows, (len(queries), count))
+
+    monkeypatch.setattr(IvfPqIndex, "candidates", random)
+    write(tmp_path / "segment", clustered(20_000, 7, 0), CONFIG)
+    assert build_index(tmp_path / "segment", CONFIG) is None
+    segment = Segment.open(tmp_path / "segment", CONFIG)
+    assert not segment.indexed and segment.index_name == "flat"
+    assert segment.calibrate(0.1) is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 11, 40])
+def test_an_index_over_few_rows(tmp_path: Path, rows: int) -> None:
+    write(tmp_path / "segment", clustered(rows, 7, 0), CONFIG)
+    build_index(tmp_path / "segment", CONFIG)
+    segment = Segment.open(tmp_path / "segment", CONFIG)
+    found, _ = segment.search(
+        clustered(3, 7, 1), 50, exact=False, nprobe=None, oversampling=None, alive=None
+    )
+    assert ((found >= 0).sum(axis=1) == rows).all()
