@@ -11,12 +11,12 @@ from typing import cast
 
 import numpy as np
 import pytest
+
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
-from shard.engine import ShardEngine
-
 from router import fanout as fanout_module
 from router.fanout import Fanout
+from shard.engine import ShardEngine
 from shard.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from shard.model import (
     Delete,
