@@ -86,21 +86,23 @@ class WriteQueue:
 
     def refuse(self, refusal: ShoalError | None) -> None:
         """Fail what waits and what comes with ``refusal``; None: accept writes again."""
+        self._refuse(refusal, closing=False)
+
+    def close(self, refusal: ShoalError) -> None:
+        """Refuse everything from now on, and let `take` return."""
+        self._refuse(refusal, closing=True)
+
+    def _refuse(self, refusal: ShoalError | None, *, closing: bool) -> None:
         with self._changed:
             if self._closed:
                 return
-            self._refusal = refusal
+            self._refusal, self._closed = refusal, closing
             waiting: list[Write] = []
             if refusal is not None:
                 waiting = [write for write, _ in self._writes]
                 self._writes.clear()
                 self._bytes = 0
+            if closing:
+                self._changed.notify_all()
         for write in waiting:
             write.settle(refusal)  # type: ignore[arg-type]  # not empty only if there is one
-
-    def close(self, refusal: ShoalError) -> None:
-        """Refuse everything, and let `take` return."""
-        self.refuse(refusal)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()

@@ -204,7 +204,7 @@ def test_every_write_of_many_threads_is_answered() -> None:
                 continue
             sent.append(one)
             if turn == 150:
-                one.committed.result(SECONDS)
+                one.committed.exception(SECONDS)
         return sent
 
     committer = Thread(target=commit)
