@@ -19,7 +19,6 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
 from shard.objects.s3 import S3ObjectStore
@@ -64,53 +63,6 @@ class S3Server:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-
-
-class FaultyStore:
-    """Another store whose next conditional puts fail: "before" they take place or "after" it."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-        self.faults: list[str] = []
-        self.calls: list[str] = []
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        self.calls.append("put_if_absent")
-        fault = self.faults.pop(0) if self.faults else ""
-        if fault == "before":
-            raise Unavailable("injected before the put")
-        created = self._store.put_if_absent(key, data)
-        if fault == "after":
-            raise Unavailable("injected after the put")
-        return created
-
-    def get(self, key: str) -> bytes:
-        self.calls.append("get")
-        return self._store.get(key)
-
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        self.calls.append("get_range")
-        return self._store.get_range(key, start, length)
-
-    def put(self, key: str, data: bytes) -> None:
-        self.calls.append("put")
-        self._store.put(key, data)
-
-    def put_file(self, key: str, path: Path) -> None:
-        self.calls.append("put_file")
-        self._store.put_file(key, path)
-
-    def get_file(self, key: str, path: Path) -> None:
-        self.calls.append("get_file")
-        self._store.get_file(key, path)
-
-    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-        self.calls.append("list")
-        return self._store.list(prefix, start_after)
-
-    def delete(self, key: str) -> None:
-        self.calls.append("delete")
-        self._store.delete(key)
 
 
 @pytest.fixture(scope="session")

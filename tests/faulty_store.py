@@ -1,4 +1,4 @@
-"""An object store that dies, or is out of reach for a while, at a chosen operation."""
+"""An object store that fails, dies, or is out of reach for a while, at a chosen operation."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class FaultyStore:
         self.reachable = True
         self.lose_answers = False
         """While out of reach: whether operations take place, and only their answers are lost."""
+        self.faults: list[str] = []
+        """The next conditional puts fail "before" they take place, or "after" it; "" is none."""
+        self.calls: list[str] = []
 
     def crash_after(self, operations: int, *, takes_place: bool) -> None:
         """Let the process die at an operation to come, before or after it takes place."""
@@ -39,8 +42,9 @@ class FaultyStore:
         with self._lock:
             self._dead = True
 
-    def _run(self, operation: Callable[[], T]) -> T:
+    def _run(self, name: str, operation: Callable[[], T]) -> T:
         with self._lock:
+            self.calls.append(name)
             if self._dead:
                 raise Crash
             if not self.reachable:
@@ -57,25 +61,34 @@ class FaultyStore:
         return operation()
 
     def get(self, key: str) -> bytes:
-        return self._run(lambda: self._inner.get(key))
+        return self._run("get", lambda: self._inner.get(key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._run(lambda: self._inner.get_range(key, start, length))
+        return self._run("get_range", lambda: self._inner.get_range(key, start, length))
 
     def put(self, key: str, data: bytes) -> None:
-        self._run(lambda: self._inner.put(key, data))
+        self._run("put", lambda: self._inner.put(key, data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        return self._run(lambda: self._inner.put_if_absent(key, data))
+        def put() -> bool:
+            fault = self.faults.pop(0) if self.faults else ""
+            if fault == "before":
+                raise Unavailable("injected before the put")
+            created = self._inner.put_if_absent(key, data)
+            if fault == "after":
+                raise Unavailable("injected after the put")
+            return created
+
+        return self._run("put_if_absent", put)
 
     def put_file(self, key: str, path: Path) -> None:
-        self._run(lambda: self._inner.put_file(key, path))
+        self._run("put_file", lambda: self._inner.put_file(key, path))
 
     def get_file(self, key: str, path: Path) -> None:
-        self._run(lambda: self._inner.get_file(key, path))
+        self._run("get_file", lambda: self._inner.get_file(key, path))
 
     def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
-        return iter(self._run(lambda: [*self._inner.list(prefix, start_after)]))
+        return iter(self._run("list", lambda: [*self._inner.list(prefix, start_after)]))
 
     def delete(self, key: str) -> None:
-        self._run(lambda: self._inner.delete(key))
+        self._run("delete", lambda: self._inner.delete(key))

@@ -12,7 +12,7 @@ from shard.errors import Corrupt, Unavailable
 from shard.objects import ObjectStore, conditional
 from shard.objects.document import KEPT, VersionedDocument
 from shard.objects.local import LocalObjectStore
-from tests.conftest import FaultyStore
+from tests.faulty_store import FaultyStore
 
 
 def add(line: str) -> Any:

@@ -22,7 +22,7 @@ from shard.log import Record, WriteAheadLog
 from shard.model import Delete, Operation, PointId, Upsert, decode_ids, encode_ids
 from shard.objects import ObjectStore, conditional
 from shard.objects.local import LocalObjectStore
-from tests.conftest import FaultyStore
+from tests.faulty_store import FaultyStore
 
 T = TypeVar("T")
 
