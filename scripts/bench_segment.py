@@ -1,0 +1,105 @@
+"""Builds one segment of GloVe vectors and searches it, beside an exact scan of the same vectors.
+
+Run it with Shoal's Python: .venv/bin/python scripts/bench_segment.py [--rows N] [--distance Cosine]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import faiss
+import numpy as np
+
+from router import word_vectors
+from router.demo import cache_directory
+from shard.model import Distance, Points, ShardConfig, Vectors, encode_ids
+from shard.segment import Segment, build_index, write_segment
+
+QUERIES = 1_000
+LIMIT = 10
+BATCH = 8_192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=85_000)
+    parser.add_argument("--distance", type=Distance, default=Distance.COSINE)
+    arguments = parser.parse_args()
+    faiss.omp_set_num_threads(1)
+    config = ShardConfig(dimension=word_vectors.DIMENSION, distance=arguments.distance)
+    vectors, queries = load(arguments.rows, config)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), config, vectors, queries)
+
+
+def load(rows: int, config: ShardConfig) -> tuple[Vectors, Vectors]:
+    package = word_vectors.download(cache_directory(), lambda done, total: None)
+    every = np.concatenate([batch for _, batch in word_vectors.read(package, BATCH)])
+    chosen = np.random.default_rng(0).permutation(len(every))
+    held_out = every[chosen[:QUERIES]]
+    stored = every[chosen[QUERIES : QUERIES + rows]]
+    return config.prepare(stored), config.prepare(held_out)
+
+
+def measure(folder: Path, config: ShardConfig, vectors: Vectors, queries: Vectors) -> None:
+    rows = len(vectors)
+    keys = encode_ids(range(rows))
+    started = time.perf_counter()
+    write_segment(
+        folder,
+        (
+            Points(keys[first : first + BATCH], [b"{}"] * len(own), own)
+            for first in range(0, rows, BATCH)
+            if len(own := vectors[first : first + BATCH])
+        ),
+        rows,
+        config,
+    )
+    written = time.perf_counter()
+    calibration = build_index(folder, config)
+    built = time.perf_counter()
+    assert calibration is not None, "the recall target is out of reach"
+    segment = Segment.open(folder, config)
+    nprobe, oversampling = calibration.nprobe, calibration.oversampling
+
+    exact, truth = timed(segment, queries, exact=True)
+    found, answers = timed(segment, queries, nprobe=nprobe, oversampling=oversampling)
+    recall = np.mean([len(set(a) & set(b)) / LIMIT for a, b in zip(answers, truth, strict=True)])
+    print(f"{rows:,} rows, {config.distance}, one thread, {segment.index_name}")
+    print(f"write {written - started:.2f} s, train, add and calibrate {built - written:.2f} s")
+    print(f"calibration: nprobe {nprobe}, oversampling {oversampling:g}, {calibration.recall:.3f}")
+    print(f"recall@{LIMIT} of {len(queries)} held-out queries: {recall:.3f}")
+    print(f"median search {found:.3f} ms, exact scan {exact:.3f} ms: {exact / found:.1f} times")
+
+
+def timed(
+    segment: Segment,
+    queries: Vectors,
+    *,
+    exact: bool = False,
+    nprobe: int | None = None,
+    oversampling: float | None = None,
+) -> tuple[float, list[list[int]]]:
+    """Median milliseconds of one query, and the answers."""
+    milliseconds, answers = [], []
+    for number in range(len(queries)):
+        started = time.perf_counter()
+        rows, _ = segment.search(
+            queries[number : number + 1],
+            LIMIT,
+            exact=exact,
+            nprobe=nprobe,
+            oversampling=oversampling,
+            alive=None,
+        )
+        milliseconds.append(1_000 * (time.perf_counter() - started))
+        answers.extend(rows.tolist())
+    return median(milliseconds), answers
+
+
+if __name__ == "__main__":
+    main()
