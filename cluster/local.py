@@ -43,7 +43,7 @@ def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=ClusterSettings)
     configure_logging(settings.log_level)
     stopping = Event()
-    Thread(target=_exit_with_parent, args=(stopping,), daemon=True).start()
+    Thread(target=_exit_with_parent, args=(settings, stopping), daemon=True).start()
     try:
         _run(settings, stopping)
     except (ShoalError, ConnectionError) as error:
@@ -134,7 +134,7 @@ def _exists(actor: str) -> bool:
     return True
 
 
-def _exit_with_parent(stopping: Event) -> None:
+def _exit_with_parent(settings: ClusterSettings, stopping: Event) -> None:
     """Wait for the end of standard input, and leave no time to anything then."""
     while os.read(0, 1024):
         pass
@@ -143,6 +143,8 @@ def _exit_with_parent(stopping: Event) -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        if settings.ray_address is None:
+            shutil.rmtree(_ray_folder(settings), ignore_errors=True)
         os._exit(1)
 
 

@@ -7,6 +7,7 @@ at any time, and its successor goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,7 +59,11 @@ def start_supervisor(settings: ClusterSettings, cluster: str) -> None:
 def stop_shard_servers(count: int, timeout: float) -> None:
     """End the supervisor, and then its shard servers, in order."""
     ray.kill(ray.get_actor(SUPERVISOR), no_restart=True)
-    servers = [ray.get_actor(_name(number)) for number in range(count)]
+    servers = []
+    for number in range(count):
+        # It may be too early for some of them.
+        with contextlib.suppress(ValueError):
+            servers.append(ray.get_actor(_name(number)))
     _stop_all(servers, timeout)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
-from router import demo
-from router.serve import ServeSettings, serve
 from shard.errors import ShoalError
+
+# gRPC's own log. What went wrong, Shoal says. gRPC reads this when it is imported, which is why
+# the commands import what they need themselves.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @click.group(context_settings={"auto_envvar_prefix": "SHOAL", "show_default": True})
@@ -59,6 +61,8 @@ def serve_command(
     log_level: str,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
+    from router.serve import ServeSettings, serve
+
     settings = ServeSettings(
         data=data if "://" in data else str(Path(data).absolute()),
         host=host,
@@ -86,6 +90,8 @@ def serve_command(
 )
 def demo_command(data: Path) -> None:
     """Load 341,479 real word vectors into a service on this machine, and ask it questions."""
+    from router import demo
+
     try:
         demo.run(data.absolute(), demo.cache_directory())
     except (ShoalError, OSError) as error:

@@ -21,6 +21,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import msgspec
@@ -77,13 +78,18 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
     listening.setblocking(False)
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
+        wellness = await stack.enter_async_context(_grpc_health(settings))
         cluster = await stack.enter_async_context(_cluster(settings, scratch))
+        await _first_of(cluster.started, cluster.running, stopping)
+        # Not sooner: until now the topology was that of a cluster that is gone.
         watcher = await stack.enter_async_context(
             TopologyWatcher(store, poll_seconds(settings.data))
         )
-        wellness = await stack.enter_async_context(_grpc_health(settings))
         await stack.enter_async_context(_router(settings, store, watcher, listening))
-        await _until_served(watcher, settings.shard_servers, cluster, stopping)
+        served = asyncio.Event()
+        waiting = asyncio.create_task(_wait_for_servers(watcher, settings.shard_servers, served))
+        stack.callback(waiting.cancel)
+        await _first_of(served, cluster.running, stopping)
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -149,23 +155,30 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-async def _until_served(
-    watcher: TopologyWatcher, servers: int, cluster: asyncio.Task[None], stopping: asyncio.Event
+async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio.Event) -> None:
+    while len(watcher.current.servers) < count:
+        with contextlib.suppress(TimeoutError):
+            await watcher.changed(START_SECONDS)
+    ready.set()
+
+
+async def _first_of(
+    event: asyncio.Event, cluster: asyncio.Task[None], stopping: asyncio.Event
 ) -> None:
-    """Return when there are as many shard ``servers``, or when it is time to stop."""
-    stopped = asyncio.create_task(stopping.wait())
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            while len(watcher.current.servers) < servers and not stopping.is_set():
-                change = asyncio.create_task(watcher.changed(START_SECONDS))
-                await asyncio.wait([change, stopped, cluster], return_when=asyncio.FIRST_COMPLETED)
-                change.cancel()
-                if cluster.done():
-                    cluster.result()
-    except TimeoutError:
-        raise Unavailable(f"no {servers} shard servers within {START_SECONDS:.0f} s") from None
-    finally:
-        stopped.cancel()
+    """Return when ``event`` has come, or it is time to stop.
+
+    Raises what ended the cluster, and Unavailable when it takes too long.
+    """
+    waiting = [asyncio.create_task(event.wait()), asyncio.create_task(stopping.wait())]
+    done, _ = await asyncio.wait(
+        [*waiting, cluster], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+    )
+    for one in waiting:
+        one.cancel()
+    if cluster in done:
+        cluster.result()
+    if not done:
+        raise Unavailable(f"the cluster has not started within {START_SECONDS:.0f} s")
 
 
 @asynccontextmanager
@@ -219,37 +232,40 @@ async def _grpc_health(settings: ServeSettings) -> AsyncIterator[health.aio.Heal
         await server.stop(0)
 
 
-@asynccontextmanager
-async def _cluster(settings: ServeSettings, scratch: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs the process that runs Ray, and starts it again should it end.
+class _Cluster(NamedTuple):
+    started: asyncio.Event
+    running: asyncio.Task[None]
+    """Ends only when the first start fails."""
 
-    Answers the task that does so, which fails when the first start does.
-    """
-    running = asyncio.create_task(_keep_cluster(settings, scratch))
+
+@asynccontextmanager
+async def _cluster(settings: ServeSettings, scratch: str) -> AsyncIterator[_Cluster]:
+    """Runs the process that runs Ray, and starts it again should it end."""
+    started = asyncio.Event()
+    running = asyncio.create_task(_keep_cluster(settings, scratch, started))
     try:
-        yield running
+        yield _Cluster(started, running)
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError, Unavailable):
             await running
 
 
-async def _keep_cluster(settings: ServeSettings, scratch: str) -> None:
+async def _keep_cluster(settings: ServeSettings, scratch: str, started: asyncio.Event) -> None:
     first, longest = RESTART_SECONDS
     pause = first
-    started_once = False
     while True:
         process = await _start_cluster(settings, scratch)
         try:
             assert process.stdout is not None
-            started = await process.stdout.readline()
-            if started:
-                started_once, pause = True, first
+            if await process.stdout.readline():
+                started.set()
+                pause = first
             status = await process.wait()
         except asyncio.CancelledError:
-            await _stop_cluster(process)
+            await _stop_cluster(process, in_order=started.is_set())
             raise
-        if not started_once:
+        if not started.is_set():
             raise Unavailable("the cluster did not start; its reason is above")
         logger.error("the cluster's process ended with %d; next start in %.0f s", status, pause)
         await asyncio.sleep(pause)
@@ -278,10 +294,15 @@ async def _start_cluster(settings: ServeSettings, scratch: str) -> Process:
     )
 
 
-async def _stop_cluster(process: Process) -> None:
+async def _stop_cluster(process: Process, *, in_order: bool) -> None:
     if process.returncode is not None:
         return
-    process.terminate()
+    if in_order:
+        process.terminate()
+    else:
+        # Ray minds signals while it starts. The end of the pipe stops it at any time.
+        assert process.stdin is not None
+        process.stdin.close()
     try:
         await asyncio.wait_for(process.wait(), CLUSTER_STOP_SECONDS)
     except TimeoutError:

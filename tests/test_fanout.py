@@ -513,7 +513,8 @@ async def test_no_answer_is_made_of_some_shards_only(cluster: Cluster) -> None:
         fanout.retrieve(collection, encode_ids(range(50)), timeout=0.5, **columns),
         fanout.write(collection, [upsert(random_vectors(50))], wait=True, timeout=0.5),
     ):
-        with pytest.raises(Unavailable, match="collection `cups` could not answer within"):
+        # Which of the two depends on what the last attempt was at.
+        with pytest.raises((Unavailable, TimeoutError), match=r"(could|did) not answer within"):
             await asking
 
 

@@ -169,6 +169,10 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
         os.kill(shoal.pid, signal.SIGKILL)
         wait_until_gone(pids[1:], 20)
     with ShoalProcess(data, "--shard-servers", "1") as shoal:
+        # Ready means that its own shard servers are, not that those before it were.
+        (address,) = TopologyDocument(LocalObjectStore(data)).read().servers.values()
+        host, _, port = address.partition(":")
+        socket.create_connection((host, int(port)), 1).close()
         assert QdrantClient(url=shoal.url, timeout=60).count("kept").count == 50
 
 
