@@ -132,7 +132,7 @@ def _decode(data: bytes) -> _Contents:
         return _Contents()
     try:
         return msgspec.json.decode(data, type=_Contents)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{CATALOG}: {error}") from error
 
 

@@ -147,5 +147,5 @@ def _decode(data: bytes) -> Topology:
         return Topology(servers={}, placements={})
     try:
         return msgspec.json.decode(data, type=Topology)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{TOPOLOGY}: {error}") from error

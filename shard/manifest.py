@@ -59,7 +59,7 @@ class Manifests:
             return Manifest()
         try:
             return msgspec.msgpack.decode(data, type=Manifest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"{self._prefix} version {self._version}: {error}") from error
 
     def changed(self) -> bool:
@@ -74,15 +74,18 @@ class Manifests:
         return True
 
     def commit(self, manifest: Manifest) -> None:
-        """Raises Fenced when a writer of another epoch has committed since."""
+        """Raises Fenced when a writer of another epoch has committed since, then and ever after."""
         while not self.claim(manifest):
             # What is in the way may be an earlier commit of our own, whose answer was lost.
             self.check_epoch(manifest.epoch)
 
     def check_epoch(self, epoch: int) -> None:
         """Raises Fenced unless the newest manifest is of ``epoch``."""
+        version = self._version
         newest = self.read()
         if newest.epoch != epoch:
+            # Not to follow it: whoever is fenced must not commit on top of its successor.
+            self._version = version
             raise Fenced(f"{self._prefix}: taken over at log sequence {newest.epoch}")
 
 

@@ -233,7 +233,7 @@ def _read_header(directory: Path) -> _Header:
     try:
         line, _, checksum = path.read_bytes().partition(b"\n")
         header = msgspec.json.decode(line, type=_Header)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{directory.name}/{HEADER}: {error}") from error
     if xxhash.xxh3_64_hexdigest(line).encode() != checksum or header.format != _FORMAT:
         raise Corrupt(f"{directory.name}/{HEADER}: not as it was written")

@@ -121,7 +121,7 @@ def _decode(key: str, stored: bytes) -> bytes:
     line, _, data = stored.partition(b"\n")
     try:
         header = msgspec.json.decode(line, type=_Header)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{key}: no document's header: {error}") from error
     if header.format != _FORMAT:
         raise Corrupt(f"{key}: expected format {_FORMAT}, found {header.format[:40]!r}")
