@@ -35,7 +35,7 @@ from cluster.topology import TopologyWatcher, poll_seconds
 from router.app import create_app
 from router.fanout import Fanout
 from shard.errors import InvalidInput, Unavailable
-from shard.objects import ObjectStore, open_object_store
+from shard.objects import ObjectStore, local_directory, open_object_store
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,11 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
 @contextmanager
 def _data_lock(settings: ServeSettings) -> Iterator[None]:
     """Keeps a local directory to one ``serve``; in a bucket the topology's claim does that."""
-    if settings.data.startswith("s3://"):
+    directory = local_directory(settings.data)
+    if directory is None:
         yield
         return
-    path = Path(settings.data) / ".lock"
+    path = directory / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
@@ -128,10 +129,10 @@ def _scratch(settings: ServeSettings) -> Iterator[str]:
     """The directory for local copies: beside local data, where a copy may be a hard link."""
     if settings.scratch is not None:
         path = Path(settings.scratch).absolute()
-    elif settings.data.startswith("s3://"):
-        path = Path(tempfile.mkdtemp(prefix="shoal-scratch-"))
+    elif directory := local_directory(settings.data):
+        path = directory / ".scratch"
     else:
-        path = Path(settings.data) / ".scratch"
+        path = Path(tempfile.mkdtemp(prefix="shoal-scratch-"))
     try:
         yield str(path)
     finally:

@@ -88,7 +88,7 @@ def test_shard_servers_listen_on_loopback_only(shoal: ShoalProcess, data: Path) 
 def test_a_second_service_on_the_same_directory_says_why_not(
     shoal: ShoalProcess, data: Path
 ) -> None:
-    second = serve("--data", str(data), "--port", "0", "--grpc-port", "0")
+    second = serve("--data", str(data), "--port", "0", "--grpc-port", "0", cwd=data.parent)
     assert second.returncode == 1
     assert "another `shoal serve` is using it" in second.stderr
     assert "Traceback" not in second.stderr
@@ -234,16 +234,18 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:
             ([*data, "--shards", "0"], "not in the range", 2),
         ]
         for arguments, message, status in cases:
-            failed = serve(*arguments)
+            failed = serve(*arguments, cwd=tmp_path)
             assert message in failed.stderr
             assert "Traceback" not in failed.stderr
             assert failed.returncode == status
             assert failed.stdout == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "file"}
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+def serve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "router.cli", "serve", *arguments],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from shard.errors import InvalidInput
+
 
 class ObjectStore(Protocol):
     """What Shoal needs of storage. Methods block, and may be called from many threads.
@@ -57,14 +59,21 @@ def open_object_store(url: str) -> ObjectStore:
 
     Raises InvalidInput for anything else, and Unavailable or NotFound when it cannot be used.
     """
-    from shard.errors import InvalidInput
-
-    if url.startswith("s3://"):
+    directory = local_directory(url)
+    if directory is None:
         from shard.objects.s3 import S3ObjectStore
 
         return S3ObjectStore.from_url(url)
     from shard.objects.local import LocalObjectStore
 
-    if "://" in url and not url.startswith("file://"):
+    return LocalObjectStore(directory)
+
+
+def local_directory(url: str) -> Path | None:
+    """The directory that ``url`` names; None: it names a bucket. Raises InvalidInput."""
+    if url.startswith("s3://"):
+        return None
+    path = url.removeprefix("file://")
+    if not path or "://" in path:
         raise InvalidInput(f"data {url!r}: expected a directory or s3://BUCKET/PREFIX")
-    return LocalObjectStore(Path(url.removeprefix("file://")))
+    return Path(path)
