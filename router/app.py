@@ -15,6 +15,7 @@ from router.api import collections, points, search, service, wire
 from router.api.exchange import Clock, Context
 from router.directory import Directory
 from router.fanout import Fanout
+from router.hot_path import HotPath
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 REQUEST_SECONDS = 60.0
@@ -60,6 +61,7 @@ def create_app(
     )
     for resource in (service, collections, search, points):
         app.include_router(resource.routes)
+    app.add_middleware(HotPath, handlers=search.HOT)
     app.add_middleware(Clock)
     errors.install(app)
     _describe_bodies(app)

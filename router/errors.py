@@ -85,7 +85,8 @@ def _describe(error: Exception) -> tuple[int, str]:
             return HTTPStatus.INTERNAL_SERVER_ERROR, f"Service internal error: {error}"
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
+async def on_error(request: Request, error: Exception) -> Response:
+    """What ``request`` is answered when Shoal raises ``error``."""
     status, message = _describe(error)
     # Any other exception is raised again by Starlette, and logged by the server.
     if status == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(error, ShoalError):
@@ -129,9 +130,9 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every exception in Qdrant's form."""
-    app.add_exception_handler(ShoalError, _on_error)
-    app.add_exception_handler(TimeoutError, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(ShoalError, on_error)
+    app.add_exception_handler(TimeoutError, on_error)
+    app.add_exception_handler(Exception, on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameter)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

@@ -19,6 +19,7 @@ import numpy as np
 
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
+from router.batching import SearchBatcher
 from shard.errors import NotFound, Unavailable
 from shard.model import (
     Delete,
@@ -69,6 +70,7 @@ class Fanout:
         self._clients: dict[str, ShardClient] = {}
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._batcher = SearchBatcher(self._search)
 
     def check_servers(self) -> None:
         """Raises Unavailable while the topology knows no shard server."""
@@ -103,10 +105,15 @@ class Fanout:
     async def search(
         self, collection: Collection, queries: Vectors, params: SearchParams, *, timeout: float
     ) -> Hits:
-        """The nearest ``params.limit`` points to each of ``queries`` (n, dimension) float32.
+        """The nearest ``params.limit`` points to each of ``queries`` (n, dimension) float32, n > 0.
 
         Nearest first, ties in order of their keys.
         """
+        return await self._batcher.search(collection, queries, params, timeout)
+
+    async def _search(
+        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+    ) -> Hits:
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -272,7 +279,7 @@ class _Request(Generic[T]):
             except TimeoutError:
                 raise TimeoutError(
                     f"collection `{self._collection.name}`: "
-                    f"shards {asked} did not answer within {self._timeout} s"
+                    f"shards {asked} did not answer within {self._timeout:.3g} s"
                 ) from None
             attempt += 1
 
@@ -303,7 +310,7 @@ class _Request(Generic[T]):
         if delay >= self._left:
             raise Unavailable(
                 f"collection `{self._collection.name}` could not answer "
-                f"within {self._timeout} s: {error}"
+                f"within {self._timeout:.3g} s: {error}"
             ) from error
         if self._topology.current is topology:
             with contextlib.suppress(TimeoutError):

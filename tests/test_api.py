@@ -485,6 +485,31 @@ def test_another_router_sees_what_this_one_does(shoal: ShoalInProcess, http: htt
         refused(http.get("/collections/shared"), 404)
 
 
+HOT_ROUTES = {
+    "points/query": [{"query": VECTOR, "with_payload": True}, {"query": [1]}, {"query": 99}],
+    "points/query/batch": [{"searches": [{"query": VECTOR}, {"query": 1, "with_vector": True}]}],
+    "points/search": [{"vector": VECTOR, "limit": 2, "score_threshold": 1.5}, {"vector": VECTOR}],
+    "points/search/batch": [{"searches": [{"vector": VECTOR, "limit": 2}]}, {"searches": 1}],
+}
+
+
+@pytest.mark.parametrize("route", HOT_ROUTES)
+@pytest.mark.parametrize("name", ["standing", "n%20one", "a%2Fb"])
+def test_hot_routes_answer_alike_on_both_ways(
+    http: httpx.Client, collection: str, route: str, name: str
+) -> None:
+    bodies = [orjson.dumps(body) for body in HOT_ROUTES[route]]
+    for body in (*bodies, b"", b"{", b"[]", b"\xff", b"null", b'{"x": 1}', b"[" * 10_000):
+        hot, other = (
+            http.post(f"/collections/{name}/{route}{parameters}", content=body)
+            for parameters in ("", "?timeout=30")
+        )
+        assert hot.status_code == other.status_code
+        assert hot.headers["content-type"] == other.headers["content-type"]
+        assert {**hot.json(), "time": 0} == {**other.json(), "time": 0}
+    refused(http.post(f"/prefix/collections/{name}/{route}", content=bodies[0]), 404)
+
+
 def test_shards_out_of_reach(tmp_path: Path) -> None:
     with (
         ShoalInProcess(tmp_path, default_shards=2) as shoal,

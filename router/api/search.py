@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wa
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
+from router.hot_path import Handler
 from shard.model import KEY_DTYPE, Hits, SearchParams, Vectors, decode_id, encode_id
 from shard.rpc.merge import take_points
 
@@ -232,3 +233,12 @@ async def search_batch(
     body = _search_batch(await read_body(request))
     searches = [_Search.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
     return answer(request, await _answer_all(request, name, searches, timeout))
+
+
+HOT: Mapping[str, Handler] = {
+    "points/query": query,
+    "points/query/batch": query_batch,
+    "points/search": search,
+    "points/search/batch": search_batch,
+}
+"""What need not wait for FastAPI."""

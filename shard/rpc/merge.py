@@ -37,6 +37,28 @@ def stack_hits(parts: Sequence[Hits]) -> Hits:
     )
 
 
+def split_hits(hits: Hits, queries: Sequence[int]) -> list[Hits]:
+    """The answer to all as answers to consecutive runs of so many ``queries``. Nothing is copied
+    but lists."""
+    if len(queries) == 1:
+        return [hits]
+    ends = np.cumsum(hits.lengths)
+    parts = []
+    query = row = 0
+    for count in queries:
+        next_query = query + count
+        next_row = int(ends[next_query - 1])
+        points = hits.points
+        part = Points(
+            points.keys[row:next_row],
+            None if points.payloads is None else points.payloads[row:next_row],
+            None if points.vectors is None else points.vectors[row:next_row],
+        )
+        parts.append(Hits(hits.lengths[query:next_query], hits.scores[row:next_row], part))
+        query, row = next_query, next_row
+    return parts
+
+
 def merge_ascending(parts: Sequence[Points], limit: int) -> Points:
     """The first ``limit`` points in order of their keys."""
     points = concatenate_points(parts)

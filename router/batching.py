@@ -1,0 +1,148 @@
+"""Searches that come while others are under way go to the shards together.
+
+A search that finds nothing under way leaves at once: nobody waits for company. While `UNDER_WAY`
+batches of the same collection and parameters are out, what comes is gathered, and leaves when one
+of them is back. So the batch grows with the load, and what a batch costs beside its queries is
+shared by more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import TypeAlias
+
+import numpy as np
+
+from cluster.catalog import Collection
+from shard.model import Hits, SearchParams, Vectors
+from shard.rpc.merge import split_hits
+
+UNDER_WAY = 2
+"""Batches alike that are out at a time: one for the shards to work at, one on its way."""
+MAX_BATCH = 64
+"""Queries. A search that has as many by itself goes alone."""
+_GRACE_SECONDS = 0.25
+"""For the batch's own error, which tells more than that time is over."""
+
+Send: TypeAlias = Callable[[Collection, Vectors, SearchParams, float], Awaitable[Hits]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    queries: Vectors
+    deadline: float
+    found: asyncio.Future[Hits]
+
+
+class SearchBatcher:
+    """Gathers searches for ``send``. Use from one event loop."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lanes: dict[tuple[str, SearchParams], _Lane] = {}
+
+    async def search(
+        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+    ) -> Hits:
+        """What ``send`` answers for ``queries`` (n, dimension), and raises what it raises."""
+        if len(queries) >= MAX_BATCH:
+            return await self._send(collection, queries, params, timeout)
+        key = (collection.id, params)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = _Lane(self._send, collection, params, lambda: self._lanes.pop(key, None))
+            self._lanes[key] = lane
+        return await lane.search(queries, timeout)
+
+
+class _Lane:
+    """The searches of one collection with the same parameters, while there are any."""
+
+    def __init__(
+        self, send: Send, collection: Collection, params: SearchParams, end: Callable[[], object]
+    ) -> None:
+        self._send = send
+        self._collection = collection
+        self._params = params
+        self._end = end
+        self._waiting: deque[_Waiting] = deque()
+        self._batches: set[asyncio.Task[None]] = set()
+
+    async def search(self, queries: Vectors, timeout: float) -> Hits:
+        found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(queries, monotonic() + timeout, found))
+        self._fill()
+        try:
+            async with asyncio.timeout(timeout + _GRACE_SECONDS):
+                return await found
+        except TimeoutError as error:
+            raise TimeoutError(
+                str(error)
+                or f"collection `{self._collection.name}` did not answer within {timeout:.3g} s"
+            ) from None
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._batches) < UNDER_WAY:
+            batch = self._take()
+            if not batch:
+                return
+            task = asyncio.create_task(self._run(batch))
+            task.add_done_callback(self._done)
+            self._batches.add(task)
+            cancel = partial(_cancel_if_unwanted, task, batch)
+            for one in batch:
+                one.found.add_done_callback(cancel)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, without those who have gone."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._waiting:
+            one = self._waiting[0]
+            if not one.found.done():
+                size += len(one.queries)
+                if batch and size > MAX_BATCH:
+                    break
+                batch.append(one)
+            self._waiting.popleft()
+        return batch
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._fill()
+        if not self._batches:
+            self._end()
+
+    async def _run(self, batch: list[_Waiting]) -> None:
+        queries = (
+            batch[0].queries if len(batch) == 1 else np.concatenate([one.queries for one in batch])
+        )
+        timeout = max(one.deadline for one in batch) - monotonic()
+        try:
+            hits = await self._send(self._collection, queries, self._params, timeout)
+        except asyncio.CancelledError:
+            for one in batch:
+                one.found.cancel()
+            raise
+        except Exception as error:
+            for one in batch:
+                if not one.found.done():
+                    one.found.set_exception(error)
+            return
+        parts = split_hits(hits, [len(one.queries) for one in batch])
+        for one, part in zip(batch, parts, strict=True):
+            if not one.found.done():
+                one.found.set_result(part)
+
+
+def _cancel_if_unwanted(
+    task: asyncio.Task[None], batch: list[_Waiting], _: asyncio.Future[Hits]
+) -> None:
+    """Cancel a batch that everybody has gone from."""
+    if not task.done() and all(one.found.cancelled() for one in batch):
+        task.cancel()

@@ -1,0 +1,1 @@
+"""Benchmarks of Shoal beside its peers. Run them by ``python -m scripts.bench``."""

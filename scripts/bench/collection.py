@@ -1,0 +1,95 @@
+"""A data set in a collection of Shoal's, through the official client."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+from qdrant_client import QdrantClient, models
+
+from scripts.bench import load
+from scripts.bench.data import DataSet
+from shard.model import Vectors
+
+NAME = "bench"
+BATCH = 512
+SETTLE_SECONDS = 600.0
+
+
+def fill(url: str, data: DataSet, shards: int | None = None, **settings: Any) -> float:
+    """Create the collection, upsert every vector, and answer the seconds that upserting took."""
+    client = QdrantClient(url=url, timeout=120)
+    client.delete_collection(NAME)
+    distance = models.Distance(str(data.distance))
+    client.create_collection(
+        NAME,
+        models.VectorParams(size=data.vectors.shape[1], distance=distance),
+        shard_number=shards,
+        **settings,
+    )
+    started = time.perf_counter()
+    for first in range(0, len(data.vectors), BATCH):
+        some = data.vectors[first : first + BATCH]
+        ids: list[Any] = list(range(first, first + len(some)))
+        client.upsert(NAME, models.Batch(ids=ids, vectors=some.tolist()), wait=True)
+    took = time.perf_counter() - started
+    client.close()
+    return took
+
+
+def settle(url: str) -> None:
+    """Return when every index is built. Raises TimeoutError."""
+    client = QdrantClient(url=url, timeout=120)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    seen = 0
+    while seen < 5:
+        seen = seen + 1 if client.get_collection(NAME).status == "green" else 0
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{url}: still building after {SETTLE_SECONDS:.0f} s")
+        time.sleep(1)
+    client.close()
+
+
+def single_queries(url: str, queries: Vectors, limit: int = 10, **params: Any) -> list[bytes]:
+    """A request for each of ``queries``."""
+    where = f"{url}/collections/{NAME}/points/query"
+    return [
+        load.request("POST", where, orjson.dumps(_query(query, limit, params), option=_NUMPY))
+        for query in queries
+    ]
+
+
+def batched_queries(
+    url: str, queries: Vectors, size: int, limit: int = 10, **params: Any
+) -> list[bytes]:
+    """A request for each run of ``size`` of ``queries``; what is left over is left out."""
+    where = f"{url}/collections/{NAME}/points/query/batch"
+    runs = [queries[first : first + size] for first in range(0, len(queries) - size + 1, size)]
+    return [
+        load.request(
+            "POST",
+            where,
+            orjson.dumps(
+                {"searches": [_query(query, limit, params) for query in run]}, option=_NUMPY
+            ),
+        )
+        for run in runs
+    ]
+
+
+def found(answers: list[bytes]) -> list[list[int]]:
+    """The ids that answers to `single_queries` or `batched_queries` hold, query after query."""
+    results = [orjson.loads(answer)["result"] for answer in answers]
+    return [
+        [point["id"] for point in one["points"]]
+        for result in results
+        for one in (result if isinstance(result, list) else [result])
+    ]
+
+
+def _query(query: Any, limit: int, params: dict[str, Any]) -> dict[str, Any]:
+    return {"query": query, "limit": limit} | ({"params": params} if params else {})
+
+
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY

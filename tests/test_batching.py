@@ -1,0 +1,204 @@
+"""Batches of searches: who goes when, and that everybody gets what is theirs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from cluster.catalog import Collection
+from router.batching import MAX_BATCH, UNDER_WAY, SearchBatcher
+from shard.errors import Unavailable
+from shard.model import Distance, Hits, Points, SearchParams, ShardConfig, Vectors, encode_ids
+
+COLLECTION = Collection(
+    id="c", name="c", shard_count=1, config=ShardConfig(dimension=1, distance=Distance.DOT)
+)
+PARAMS = SearchParams(limit=3)
+TIMEOUT = 30.0
+
+
+class Shards:
+    """Answers a query x with x % 4 points, whose ids and scores are x."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.params: list[SearchParams] = []
+        self.timeouts: list[float] = []
+        self.cancelled = 0
+        self.may_answer = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def search(
+        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+    ) -> Hits:
+        values = queries[:, 0].astype(np.int64)
+        self.batches.append(values.tolist())
+        self.params.append(params)
+        self.timeouts.append(timeout)
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        ids = np.repeat(values, values % 4)
+        payloads = [str(id_).encode() for id_ in ids]
+        points = Points(encode_ids(ids.tolist()), payloads, ids[:, None].astype(np.float32))
+        return Hits(values % 4, ids.astype(np.float32), points)
+
+
+def vectors(*values: int) -> Vectors:
+    return np.array(values, np.float32)[:, None]
+
+
+def check(hits: Hits, *values: int) -> None:
+    expected = [value for value in values for _ in range(value % 4)]
+    assert hits.lengths.tolist() == [value % 4 for value in values]
+    assert hits.scores.tolist() == expected
+    assert hits.points.keys.tolist() == encode_ids(expected).tolist()
+    assert hits.points.payloads == [str(value).encode() for value in expected]
+    assert hits.points.vectors is not None
+    assert hits.points.vectors[:, 0].tolist() == expected
+
+
+def start(
+    batcher: SearchBatcher, *values: int, params: SearchParams = PARAMS, timeout: float = TIMEOUT
+) -> asyncio.Task[Hits]:
+    return asyncio.create_task(batcher.search(COLLECTION, vectors(*values), params, timeout))
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_who_comes_first_goes_alone_and_the_others_together() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    searches = []
+    for value in range(1, 12):
+        searches.append(start(batcher, value))
+        await turn()
+    assert shards.batches == [[value] for value in range(1, UNDER_WAY + 1)]
+    shards.may_answer.set()
+    for value, search in enumerate(searches, 1):
+        check(await search, value)
+    assert shards.batches[UNDER_WAY:] == [list(range(UNDER_WAY + 1, 12))]
+
+
+async def test_batches_are_bounded_and_in_order() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    sizes = [1] * UNDER_WAY + [1, MAX_BATCH - 1, 2, 40, 24, 3]
+    searches = [(start(batcher, *range(size)), size) for size in sizes]
+    await turn()
+    shards.may_answer.set()
+    for search, size in searches:
+        check(await search, *range(size))
+    assert [len(batch) for batch in shards.batches[UNDER_WAY:]] == [MAX_BATCH, 42, 27]
+
+
+async def test_a_large_search_waits_for_nobody() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    waiting = [start(batcher, value) for value in range(9)]
+    await turn()
+    large = start(batcher, *range(MAX_BATCH))
+    await turn()
+    assert shards.batches[-1] == list(range(MAX_BATCH))
+    shards.may_answer.set()
+    check(await large, *range(MAX_BATCH))
+    await asyncio.gather(*waiting)
+
+
+async def test_other_parameters_are_another_batch() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    other = SearchParams(limit=3, with_payload=True)
+    searches = [
+        (start(batcher, value, params=params), value)
+        for value in range(1, 8)
+        for params in (PARAMS, other)
+    ]
+    await turn()
+    shards.may_answer.set()
+    for search, value in searches:
+        check(await search, value)
+    assert len(shards.batches) == 2 * (UNDER_WAY + 1)
+    assert shards.params.count(other) == UNDER_WAY + 1
+
+
+async def test_an_error_is_that_of_its_batch_alone() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    failing = [start(batcher, value) for value in range(UNDER_WAY)]
+    await turn()
+    shards.error = Unavailable("no shard")
+    shards.may_answer.set()
+    for search in failing:
+        with pytest.raises(Unavailable, match="no shard"):
+            await search
+    shards.error = None
+    check(await start(batcher, 7), 7)
+
+
+async def test_who_leaves_takes_nothing_from_the_others() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    searches = [start(batcher, value) for value in range(1, 8)]
+    await turn()
+    searches[-1].cancel()  # While it waits for a batch.
+    await turn()
+    shards.may_answer.set()
+    await searches[0]
+    for value, search in enumerate(searches[:-1], 1):
+        check(await search, value)
+    assert [7] not in shards.batches
+    assert 7 not in shards.batches[-1]
+    assert not shards.cancelled
+
+
+async def test_what_nobody_waits_for_is_cancelled() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    busy = [start(batcher, value) for value in range(UNDER_WAY)]
+    gone = [start(batcher, 100 + value) for value in range(3)]
+    await turn()
+    for search in (*busy, *gone):
+        search.cancel()
+    await turn()
+    assert shards.cancelled == UNDER_WAY
+    assert len(shards.batches) == UNDER_WAY
+    shards.may_answer.set()
+    check(await start(batcher, 5), 5)
+
+
+async def test_of_a_batch_the_longest_deadline_counts_and_each_keeps_its_own() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    busy = [start(batcher, value) for value in range(UNDER_WAY)]
+    patient, hasty = start(batcher, 5, timeout=20), start(batcher, 6, timeout=0.01)
+    with pytest.raises(TimeoutError, match=r"`c` did not answer within 0\.01 s"):
+        await hasty
+    shards.may_answer.set()
+    check(await patient, 5)
+    await asyncio.gather(*busy)
+    assert 18 < shards.timeouts[-1] <= 20
+    assert shards.batches[-1] == [5]
+
+
+async def test_nothing_is_kept_of_what_is_over() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    shards.may_answer.set()
+    searches = [
+        start(batcher, value, params=SearchParams(limit=limit))
+        for value in range(5)
+        for limit in range(1, 6)
+    ]
+    await asyncio.gather(*searches)
+    await turn()
+    assert not batcher._lanes
