@@ -485,7 +485,7 @@ def test_another_router_sees_what_this_one_does(shoal: ShoalInProcess, http: htt
         refused(http.get("/collections/shared"), 404)
 
 
-HOT_ROUTES = {
+HOT_ROUTES: dict[str, list[Any]] = {
     "points/query": [{"query": VECTOR, "with_payload": True}, {"query": [1]}, {"query": 99}],
     "points/query/batch": [{"searches": [{"query": VECTOR}, {"query": 1, "with_vector": True}]}],
     "points/search": [{"vector": VECTOR, "limit": 2, "score_threshold": 1.5}, {"vector": VECTOR}],
