@@ -18,7 +18,7 @@ _SCANNED_FLOATS = 2**31
 """Bound on queries times components of the exact scan that yields the truth."""
 _LEAST_QUERIES = 100
 _OVERSAMPLING = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_RERANK_COST = 12.0
+_RERANK_COST = 5.0
 """What a byte of a raw vector at random costs, in bytes of codes in sequence: measured."""
 
 

@@ -36,8 +36,40 @@ def rerank(
 ) -> tuple[Rows, Scores]:
     """The nearest ``limit`` of each query's ``candidates`` (q, c), by exact scores, as in `scan`.
 
-    Candidates are rows of ``vectors``, in any order, or -1.
+    Candidates are rows of ``vectors``, in any order, then -1.
     """
+    if distance is not Distance.MANHATTAN and candidates.shape[1] >= limit:
+        rows, scores = _rerank(vectors, queries, candidates, limit, distance)
+        # Too few candidates, or scores that overflow, are for the careful way.
+        if (rows[:, -1] >= 0).all() and np.isfinite(scores).all():
+            return rows, scores
+    return _rerank_carefully(vectors, queries, candidates, limit, distance)
+
+
+def _rerank(
+    vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
+) -> tuple[Rows, Scores]:
+    """Without a copy of what is compared; row -1 where there are too few."""
+    count, width = candidates.shape
+    queries = np.ascontiguousarray(queries)
+    candidates = np.ascontiguousarray(candidates)
+    rows = np.empty((count, limit), np.int64)
+    scores = np.empty((count, limit), np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (queries, vectors, candidates)]
+    # FAISS 1.15 takes its own default for the stride, -1, at its word.
+    found = [faiss.swig_ptr(scores), faiss.swig_ptr(rows), width]
+    shape = (vectors.shape[1], count, len(vectors), width, limit)
+    if distance.higher_is_nearer:
+        faiss.knn_inner_products_by_idx(*pointers, *shape, *found)
+    else:
+        faiss.knn_L2sqr_by_idx(*pointers, *shape, *found)
+        np.sqrt(scores, out=scores)
+    return rows, scores
+
+
+def _rerank_carefully(
+    vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
+) -> tuple[Rows, Scores]:
     count, width = candidates.shape
     rows = np.full((count, limit), -1, np.int64)
     scores = np.zeros((count, limit), np.float32)
