@@ -28,7 +28,7 @@ from shard.compaction import merged
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.log import Record, WriteAheadLog
 from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead, unpack_alive
-from shard.merge_policy import awaits_index, choose_merge, gets_index
+from shard.merge_policy import choose_merge, gets_index
 from shard.model import (
     Calibration,
     Hits,
@@ -61,6 +61,8 @@ IDLE_SECONDS, IDLE_ROWS = 2.0, 1_024
 """A memtable of so many rows is flushed when nothing has been written for so long."""
 DIRTY_SECONDS = 60.0
 """Any memtable is flushed after this long."""
+SETTLED_SECONDS = 5.0
+"""Segments are tidied up when nothing has been written for so long."""
 BACKOFF_SECONDS = (0.5, 30.0)
 _TAKE_OVER_ATTEMPTS = 20
 
@@ -176,11 +178,11 @@ class ShardEngine:
     def info(self) -> ShardInfo:
         """What the shard holds and is doing."""
         view = self._state.view
-        waiting = sum(one.live for one in view.layers if awaits_index(one, self._config))
+        to_merge = choose_merge(view.layers, self._config, settled=True)
         return ShardInfo(
             points=view.count(),
             indexed=sum(one.live for one in view.layers if one.source.indexed),
-            building=0 < self._config.flat_threshold <= waiting or self._is_building(),
+            building=self._is_building() or gets_index(to_merge, self._config),
             sequence=view.sequence,
             snapshot_sequence=self._covered,
             segments=[
@@ -442,7 +444,8 @@ class ShardEngine:
         if self._is_building() or monotonic() < self._build_after:
             return
         layers = self._state.view.layers
-        chosen = choose_merge(layers, self._config)
+        settled = monotonic() - self._last_write >= SETTLED_SECONDS
+        chosen = choose_merge(layers, self._config, settled=settled)
         if chosen:
             self._submit(_Merge(chosen))
             return

@@ -37,11 +37,13 @@ def layer(rows: int, *, dead: int = 0, indexed: bool = False, in_vain: float = 0
     )
 
 
-def settle(layers: list[Layer], config: ShardConfig) -> tuple[list[Layer], int]:
+def settle(
+    layers: list[Layer], config: ShardConfig, *, settled: bool = False
+) -> tuple[list[Layer], int]:
     """Merge until there is nothing to merge; also the rows written by that."""
     written = 0
     for _ in range(1_000):
-        chosen = choose_merge(layers, config)
+        chosen = choose_merge(layers, config, settled=settled)
         if not chosen:
             return layers, written
         live = sum(one.live for one in chosen)
@@ -86,18 +88,53 @@ def test_a_large_index_is_left_alone_by_a_small_one() -> None:
     assert large in layers and len(layers) == 2
 
 
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 3_000), min_size=1, max_size=120),
+    pauses=st.sets(st.integers(0, 120)),
+    config=st.sampled_from([FLAT, INDEXED]),
+)
+def test_tidying_up_leaves_few_rows_without_an_index_and_rewrites_no_more_than_its_share(
+    sizes: list[int], pauses: set[int], config: ShardConfig
+) -> None:
+    layers: list[Layer] = []
+    written = 0
+    for number, size in enumerate(sizes):
+        settled = number in pauses
+        layers, more = settle([*layers, layer(size)], config, settled=settled)
+        written += more
+        flat = sum(one.live for one in layers if not one.source.indexed)
+        largest = max((one.live for one in layers if one.source.indexed), default=0)
+        if settled and largest:
+            assert flat < INDEXED.flat_threshold / 8 or largest > 8 * flat
+    total = sum(sizes)
+    assert sum(one.live for one in layers) == total
+    assert written <= total * (9 + 2 * np.log2(max(2, total)))
+
+
+def test_tidying_up_joins_what_is_left_over_with_an_index() -> None:
+    layers, _ = settle([layer(8_000, indexed=True), layer(1_000)], INDEXED, settled=True)
+    (only,) = layers
+    assert only.source.indexed and only.live == 9_000
+    apart = [layer(9_000, indexed=True), layer(1_000)]
+    assert settle(apart, INDEXED, settled=True)[0] == apart
+    few = [layer(1_900, indexed=True), layer(249)]
+    assert settle(few, INDEXED, settled=True)[0] == few
+    assert settle([layer(500)], INDEXED, settled=True)[1] == 0
+
+
 def test_dead_rows_are_dropped() -> None:
-    assert choose_merge([layer(10, dead=10)], INDEXED)
+    assert choose_merge([layer(10, dead=10)], INDEXED, settled=False)
     layers, _ = settle([layer(10_000, dead=5_000, indexed=True)], INDEXED)
     assert [one.source.rows for one in layers] == [5_000]
-    assert not choose_merge([layer(10_000, dead=1_000, indexed=True)], INDEXED)
+    assert not choose_merge([layer(10_000, dead=1_000, indexed=True)], INDEXED, settled=False)
 
 
 def test_an_index_that_was_in_vain_is_not_tried_again() -> None:
     hopeless = layer(5_000, in_vain=0.95)
-    assert not choose_merge([hopeless], INDEXED)
+    assert not choose_merge([hopeless], INDEXED, settled=False)
     easier = replace_target(INDEXED, 0.8)
-    assert choose_merge([hopeless], easier) == [hopeless]
+    assert choose_merge([hopeless], easier, settled=False) == [hopeless]
 
 
 def replace_target(config: ShardConfig, target: float) -> ShardConfig:

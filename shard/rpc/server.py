@@ -219,17 +219,31 @@ class ShardServer:
         return [self._hosting.find((target.collection_id, number)) for number in target.shards]
 
     async def _read(self, reads: Sequence[Callable[[], T]]) -> list[T]:
-        """What ``reads`` answer, each run in a thread; on cancel, those not begun are dropped."""
+        """What ``reads`` answer, dealt out to the threads; on cancel, those not begun are dropped.
+
+        A thread takes its whole share at once: handing over costs as much as a small search.
+        """
         if self._waiting + len(reads) > MAX_WAITING_READS:
             raise Overloaded(f"{self._waiting} reads are waiting already")
+        hands = min(self._threads, len(reads))
+        abandoned = threading.Event()
+
+        def run(share: Sequence[Callable[[], T]]) -> list[T]:
+            return [read() for read in share if not abandoned.is_set()]
+
         self._waiting += len(reads)
-        running = [self._loop.run_in_executor(self._readers, read) for read in reads]
+        running = [
+            self._loop.run_in_executor(self._readers, run, reads[hand::hands])
+            for hand in range(hands)
+        ]
         try:
-            return await asyncio.gather(*running)
+            shares = await asyncio.gather(*running)
         finally:
             self._waiting -= len(reads)
+            abandoned.set()
             for one in running:
                 one.cancel()
+        return [shares[number % hands][number // hands] for number in range(len(reads))]
 
 
 def _work_in_background() -> None:
