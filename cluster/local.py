@@ -104,6 +104,8 @@ def _set_environment(settings: ClusterSettings) -> None:
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        # Ray's workers are nice by 15; what serves queries must not come last.
+        "RAY_worker_niceness": "0",
         # Idle OpenMP threads would spin, and take the cores from the ones that have work.
         "OMP_WAIT_POLICY": "PASSIVE",
         # glibc keeps freed memory per arena, and there would be eight a core.

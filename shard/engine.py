@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -130,10 +131,12 @@ class ShardEngine:
         Corrupt.
         """
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        # An engine that was closed in the midst of a build may still write beside this one.
+        own = Path(tempfile.mkdtemp(dir=scratch))
         log = WriteAheadLog(store, f"{prefix}/log")
         manifests = Manifests(store, f"{prefix}/manifest")
-        segments = SegmentStore(store, f"{prefix}/segment", scratch)
+        segments = SegmentStore(store, f"{prefix}/segment", own)
         manifest, records = _take_over(log, manifests)
         layers = [_open_layer(segments, entry, config) for entry in manifest.segments]
         state = ShardState(config, layers, manifest.sequence)
@@ -498,9 +501,9 @@ class ShardEngine:
 
     def _recalibrate(self, layer: Layer) -> None:
         assert isinstance(layer.source, Segment)
-        target = self._config.recall_target
-        calibration = layer.source.calibrate(target)
-        missed = target if calibration is None else 0.0
+        config = self._config
+        calibration = layer.source.calibrate(config)
+        missed = config.recall_target if calibration is None else 0.0
         self._state.replace([layer], replace(layer, calibration=calibration, unreachable=missed))
 
 

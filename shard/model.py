@@ -94,6 +94,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Aimed-at recall@10 of a search that pins neither ``nprobe`` nor ``exact``."""
     flat_threshold: int = 20_000
     """Rows up to which a segment is searched by exact scan and gets no IVF-PQ index."""
+    share: float = 1.0
+    """Of the collection's rows, about: what of the nearest points to a query may be here."""
 
     def prepare(self, vectors: Vectors) -> Vectors:
         """Vectors as they are stored and searched: scaled to unit length for cosine.
@@ -168,7 +170,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     oversampling: float
     target: float
     recall: float
-    """Recall@k of held-out queries against exact search, at these settings."""
+    """Recall@k of held-out queries against exact search, at these settings, the shard's part."""
     k: int
     queries: int
 

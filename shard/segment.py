@@ -149,11 +149,11 @@ class Segment:
             candidates = index.candidates(queries, count, nprobe, alive)
         return rerank(self._vectors, queries, candidates, limit, self._distance)
 
-    def calibrate(self, target: float) -> Calibration | None:
-        """Settings that reach ``target``; None when only an exact search does, or no index is."""
+    def calibrate(self, config: ShardConfig) -> Calibration | None:
+        """Settings that reach the target; None when only an exact search does, or no index is."""
         if self._index is None:
             return None
-        return calibrate(self._index, self._vectors, self._distance, target, _SEED)
+        return _calibrate(self._index, self._vectors, config)
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""
@@ -208,11 +208,15 @@ def build_index(directory: Path, config: ShardConfig) -> Calibration | None:
     if not rows:
         return None
     index = IvfPqIndex.build(vectors, config.distance, _SEED)
-    calibration = calibrate(index, vectors, config.distance, config.recall_target, _SEED)
+    calibration = _calibrate(index, vectors, config)
     if calibration is not None:
         index.write(directory / _INDEX)
         _write_header(directory, rows, config, [_KEYS, _VECTORS, _PAYLOADS, _INDEX])
     return calibration
+
+
+def _calibrate(index: IvfPqIndex, vectors: Vectors, config: ShardConfig) -> Calibration | None:
+    return calibrate(index, vectors, config.distance, config.recall_target, config.share, _SEED)
 
 
 def segment_files(directory: Path) -> list[str]:

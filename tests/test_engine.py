@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shard import engine as engine_module
 from shard import log as log_module
@@ -405,7 +405,11 @@ def test_a_flipped_bit_is_found_when_the_shard_opens(
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Random operations, crashes and recoveries against a dict."""
+    """Random operations, crashes and recoveries against a dict.
+
+    An engine may be lost at any time: which rules there are must not depend on that, since its
+    threads do not run the same way twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,9 +428,10 @@ class EngineMachine(RuleBasedStateMachine):
             dimension=DIMENSION, distance=distance, flat_threshold=flat_threshold
         )
 
-    @precondition(lambda self: self.engine is None)
     @rule(crash=st.none() | st.tuples(st.integers(0, 30), st.booleans()))
     def open(self, crash: tuple[int, bool] | None) -> None:
+        if self.engine is not None:
+            self._lost()
         self.store = FaultyStore(self.disk)
         if crash is not None:
             self.store.crash_after(crash[0], takes_place=crash[1])
@@ -440,52 +445,43 @@ class EngineMachine(RuleBasedStateMachine):
         assert found in possible, (found, possible)
         self.model, self.uncertain = found, []
 
-    @precondition(lambda self: self.engine is not None)
     @rule(ids=st.sets(st.integers(0, 60), max_size=30), gone=st.sets(st.integers(0, 60)))
     def write(self, ids: set[int], gone: set[int]) -> None:
-        assert self.engine is not None
+        engine = self._engine()
         self.seed += 1
         written = upsert(sorted(ids), self.seed)
         gone_keys = Delete(encode_ids(sorted(gone - ids)))
         stored = msgspec.structs.replace(written, vectors=self.config.prepare(written.vectors))
         after = apply(self.model, [stored, gone_keys])
         try:
-            self.engine.write([written, gone_keys]).result()
+            engine.write([written, gone_keys]).result()
         except ShoalError:
             self._lost(after)
         else:
             self.model = after
 
-    @precondition(lambda self: self.engine is not None)
     @rule()
     def snapshot(self) -> None:
-        assert self.engine is not None
+        engine = self._engine()
         try:
-            self.engine.snapshot()
+            engine.snapshot()
         except (ShoalError, Crash):
             self._lost()
 
-    @precondition(lambda self: self.engine is not None)
     @rule(operations=st.integers(0, 20), takes_place=st.booleans())
     def crash_soon(self, operations: int, takes_place: bool) -> None:
+        self._engine()
         self.store.crash_after(operations, takes_place=takes_place)
 
-    @precondition(lambda self: self.engine is not None)
     @rule()
     def crash(self) -> None:
+        self._engine()
         self.store.crash()
         self._lost()
 
-    @precondition(lambda self: self.engine is not None)
-    @rule()
-    def restart(self) -> None:
-        self._lost()
-
-    @precondition(lambda self: self.engine is not None)
     @rule()
     def wait_for_builds(self) -> None:
-        assert self.engine is not None
-        engine = self.engine
+        engine = self._engine()
         wait_until(lambda: engine.failure is not None or not engine._is_building())
 
     @invariant()
@@ -499,6 +495,12 @@ class EngineMachine(RuleBasedStateMachine):
         assert hits.lengths.tolist() == [min(5, len(self.model))]
         if self.config.distance is Distance.EUCLID and self.model:
             np.testing.assert_allclose(hits.scores, nearest(self.model, query, 5), rtol=1e-4)
+
+    def _engine(self) -> ShardEngine:
+        if self.engine is None:
+            self.open(None)
+        assert self.engine is not None
+        return self.engine
 
     def _lost(self, *possible: Model) -> None:
         assert self.engine is not None
@@ -520,6 +522,7 @@ def test_no_crash_loses_a_write_or_brings_a_point_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(engine_module, "MEMTABLE_ROWS", 40)
     monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(engine_module, "SETTLED_SECONDS", 0.05)
     monkeypatch.setattr(merge_policy, "MAX_SMALL_SEGMENTS", 3)
     monkeypatch.setattr(merge_policy, "_FEW_ROWS", 4)
     run_state_machine_as_test(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from shard.errors import Corrupt
+from shard.index.exact import scan
 from shard.index.ivfpq import IvfPqIndex
 from shard.model import (
     Distance,
@@ -142,7 +143,40 @@ def test_an_index_reaches_its_target_on_queries_it_has_not_seen(
 
     assert recall(None) >= 0.87
     assert recall(np.random.default_rng(2).random(len(vectors)) < 0.5) >= 0.85
-    assert segment.calibrate(0.5) is not None
+    easier = msgspec.structs.replace(config, recall_target=0.5)
+    assert segment.calibrate(easier) is not None
+
+
+def test_shards_reach_the_target_together_with_less_than_each_would_alone(tmp_path: Path) -> None:
+    shards = 6
+    alone = ShardConfig(dimension=24, distance=Distance.EUCLID, recall_target=0.9)
+    config = msgspec.structs.replace(alone, share=1 / shards)
+    vectors, queries = clustered(60_000, 24, 0), clustered(300, 24, 1)
+    truth, _ = scan(vectors, queries, 10, config.distance, None)
+    found, scores = [], []
+    for shard in range(shards):
+        directory = tmp_path / str(shard)
+        write(directory, vectors[shard::shards], config)
+        calibration = build_index(directory, config)
+        segment = Segment.open(directory, config)
+        by_itself = segment.calibrate(alone)
+        assert calibration is not None and by_itself is not None
+        effort, more = (one.nprobe * one.oversampling for one in (calibration, by_itself))
+        assert effort < more
+        rows, own = segment.search(
+            queries,
+            10,
+            exact=False,
+            nprobe=calibration.nprobe,
+            oversampling=calibration.oversampling,
+            alive=None,
+        )
+        found.append(rows * shards + shard)
+        scores.append(own)
+    nearest = np.argsort(np.concatenate(scores, axis=1), axis=1)[:, :10]
+    merged = np.take_along_axis(np.concatenate(found, axis=1), nearest, axis=1)
+    hits = [len(set(a) & set(b)) for a, b in zip(merged.tolist(), truth.tolist(), strict=True)]
+    assert np.mean(hits) / 10 >= 0.88
 
 
 def test_few_live_rows_are_all_found(tmp_path: Path) -> None:
@@ -192,7 +226,7 @@ def test_a_target_out_of_reach_leaves_the_segment_flat(
     assert build_index(tmp_path / "segment", CONFIG) is None
     segment = Segment.open(tmp_path / "segment", CONFIG)
     assert not segment.indexed and segment.index_name == "flat"
-    assert segment.calibrate(0.1) is None
+    assert segment.calibrate(CONFIG) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 11, 40])

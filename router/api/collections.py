@@ -168,12 +168,15 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     context = Context.of(request)
     _check_name(name)
     body = _create(await read_body(request))
-    config = ShardConfig(dimension=body.vectors.size, distance=body.vectors.distance)
+    shard_count = body.shard_number or context.default_shards
+    config = ShardConfig(
+        dimension=body.vectors.size, distance=body.vectors.distance, share=1 / shard_count
+    )
     collection = _Changes.of(body).apply(
         Collection(
             id=uuid4().hex,
             name=name,
-            shard_count=body.shard_number or context.default_shards,
+            shard_count=shard_count,
             config=config,
         )
     )

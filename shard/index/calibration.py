@@ -2,11 +2,18 @@
 
 Rows of the segment itself serve as queries, each left out of its own answers, which makes them
 held-out queries of the distribution that is stored.
+
+The recall that counts is the collection's. A segment with a quarter of the rows has two or three of
+a query's ten nearest: to find its own tenth would be effort in vain, so that a neighbour counts by
+the chance that it is among the collection's nearest.
 """
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
+from numpy.typing import NDArray
 
 from shard.index.exact import scan
 from shard.index.ivfpq import IvfPqIndex
@@ -17,17 +24,23 @@ _QUERIES = 400
 _SCANNED_FLOATS = 2**31
 """Bound on queries times components of the exact scan that yields the truth."""
 _LEAST_QUERIES = 100
-_OVERSAMPLING = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_OVERSAMPLING = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _RERANK_COST = 5.0
 """What a byte of a raw vector at random costs, in bytes of codes in sequence: measured."""
 
 
 def calibrate(
-    index: IvfPqIndex, vectors: Vectors, distance: Distance, target: float, seed: int
+    index: IvfPqIndex,
+    vectors: Vectors,
+    distance: Distance,
+    target: float,
+    share: float,
+    seed: int,
 ) -> Calibration | None:
     """The cheapest settings whose recall@10 is above ``target`` by its standard error.
 
-    None when there are no such settings. ``vectors`` (n, d) are those that ``index`` was built of.
+    None when there are no such settings. ``vectors`` (n, d) are those that ``index`` was built of,
+    at most ``share`` of what is searched together.
     """
     rows, dimension = vectors.shape
     k = min(K, rows - 1)
@@ -39,6 +52,7 @@ def calibrate(
     found, _ = scan(vectors, queries, k + 1, distance, None)
     truth = _without(found, asked)[:, :k]
 
+    weights = _weights(k, share)
     best: tuple[float, Calibration] | None = None
     lists = index.lists
     for nprobe in _ladder(lists):
@@ -56,7 +70,7 @@ def calibrate(
             ]
         )
         for oversampling in _OVERSAMPLING:
-            recalls = (place < oversampling * k).mean(axis=1)
+            recalls = (place < oversampling * k) @ weights
             recall = float(recalls.mean())
             if recall - float(recalls.std()) / count**0.5 < target and recall < 1:
                 continue
@@ -75,6 +89,17 @@ def calibrate(
                 )
             break
     return None if best is None else best[1]
+
+
+def _weights(k: int, share: float) -> NDArray[np.float64]:
+    """What a row's neighbour of each rank, nearest first, is of the recall@k of the whole.
+
+    The i-th counts where i or more of the k nearest are here, each being so by chance of ``share``.
+    """
+    here = [comb(k, n) * share**n * (1 - share) ** (k - n) for n in range(k + 1)]
+    at_least = np.cumsum(here[::-1])[::-1][1:]
+    weights: NDArray[np.float64] = at_least / at_least.sum()
+    return weights
 
 
 def _ladder(lists: int) -> list[int]:
