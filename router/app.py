@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from cluster.catalog import Catalog
 from router import errors
@@ -28,7 +29,7 @@ def create_app(
     default_shards: int,
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout: float = REQUEST_SECONDS,
-) -> FastAPI:
+) -> ASGIApp:
     """The application that answers Qdrant's clients.
 
     ``default_shards`` is the shard number of a collection that names none, ``timeout`` the seconds
@@ -61,11 +62,9 @@ def create_app(
     )
     for resource in (service, collections, search, points):
         app.include_router(resource.routes)
-    app.add_middleware(HotPath, handlers=search.HOT)
-    app.add_middleware(Clock)
     errors.install(app)
     _describe_bodies(app)
-    return app
+    return Clock(HotPath(app, search.HOT))
 
 
 def _describe_bodies(app: FastAPI) -> None:

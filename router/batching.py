@@ -22,7 +22,7 @@ from cluster.catalog import Collection
 from shard.model import Hits, SearchParams, Vectors
 from shard.rpc.merge import split_hits
 
-UNDER_WAY = 2
+UNDER_WAY = 1
 """Batches alike that are out at a time: one for the shards to work at, one on its way."""
 MAX_BATCH = 64
 """Queries. A search that has as many by itself goes alone."""

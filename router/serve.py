@@ -195,6 +195,7 @@ async def _router(
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
     )
