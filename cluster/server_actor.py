@@ -6,6 +6,7 @@ to the gRPC server inside, which goes on when Ray's head is gone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from pathlib import Path
@@ -75,4 +76,7 @@ class ShardServerActor:
         )
         self._address = f"{host}:{server.start()}"
         logger.info("%s listens on %s", self._name, self._address)
+        # What was imported stays: the garbage collector need not look through it time and again.
+        gc.collect()
+        gc.freeze()
         return server

@@ -4,6 +4,10 @@ A search that finds nothing under way leaves at once: nobody waits for company. 
 batches of the same collection and parameters are out, what comes is gathered, and leaves when one
 of them is back. So the batch grows with the load, and what a batch costs beside its queries is
 shared by more of them.
+
+At once means after `TURNS` of the event loop, which take microseconds when there is nothing else to
+do; under load they let those in that have reached the socket already. Without, each batch of many
+is followed by a batch of the first one that comes after it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ from shard.model import Hits, SearchParams, Vectors
 from shard.rpc.merge import split_hits
 
 UNDER_WAY = 1
-"""Batches alike that are out at a time: one for the shards to work at, one on its way."""
+"""Batches alike that are out at a time. With more of them each is smaller, and all are slower."""
+TURNS = 4
+"""Of the event loop: from when a batch may leave until it does."""
 MAX_BATCH = 64
 """Queries. A search that has as many by itself goes alone."""
 _GRACE_SECONDS = 0.25
@@ -72,11 +78,12 @@ class _Lane:
         self._end = end
         self._waiting: deque[_Waiting] = deque()
         self._batches: set[asyncio.Task[None]] = set()
+        self._filling = False
 
     async def search(self, queries: Vectors, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(queries, monotonic() + timeout, found))
-        self._fill()
+        self._fill_in(TURNS)
         try:
             async with asyncio.timeout(timeout + _GRACE_SECONDS):
                 return await found
@@ -85,6 +92,21 @@ class _Lane:
                 str(error)
                 or f"collection `{self._collection.name}` did not answer within {timeout:.3g} s"
             ) from None
+
+    def _fill_in(self, turns: int) -> None:
+        """Send batches after so many turns of the event loop, unless that is to happen anyway."""
+        if not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._turn, turns)
+
+    def _turn(self, left: int) -> None:
+        if left > 1:
+            asyncio.get_running_loop().call_soon(self._turn, left - 1)
+            return
+        self._filling = False
+        self._fill()
+        if not self._batches:
+            self._end()
 
     def _fill(self) -> None:
         while self._waiting and len(self._batches) < UNDER_WAY:
@@ -114,9 +136,7 @@ class _Lane:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
-        self._fill()
-        if not self._batches:
-            self._end()
+        self._fill_in(TURNS)
 
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.catalog import Collection
-from router.batching import MAX_BATCH, UNDER_WAY, SearchBatcher
+from router.batching import MAX_BATCH, TURNS, UNDER_WAY, SearchBatcher
 from shard.errors import Unavailable
 from shard.model import Distance, Hits, Points, SearchParams, ShardConfig, Vectors, encode_ids
 
@@ -71,8 +71,27 @@ def start(
 
 
 async def turn() -> None:
-    for _ in range(5):
+    for _ in range(3 * TURNS):
         await asyncio.sleep(0)
+
+
+async def occupy(batcher: SearchBatcher, params: SearchParams = PARAMS) -> list[asyncio.Task[Hits]]:
+    """Searches for 0, 1... that are under way, so that what comes next has to wait."""
+    searches = []
+    for value in range(UNDER_WAY):
+        searches.append(start(batcher, value, params=params))
+        await turn()
+    return searches
+
+
+async def test_who_comes_at_once_goes_together() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    shards.may_answer.set()
+    searches = [start(batcher, value) for value in range(9)]
+    for value, search in enumerate(searches):
+        check(await search, value)
+    assert shards.batches == [list(range(9))]
 
 
 async def test_who_comes_first_goes_alone_and_the_others_together() -> None:
@@ -92,7 +111,8 @@ async def test_who_comes_first_goes_alone_and_the_others_together() -> None:
 async def test_batches_are_bounded_and_in_order() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
-    sizes = [1] * UNDER_WAY + [1, MAX_BATCH - 1, 2, 40, 24, 3]
+    await occupy(batcher)
+    sizes = [1, MAX_BATCH - 1, 2, 40, 24, 3]
     searches = [(start(batcher, *range(size)), size) for size in sizes]
     await turn()
     shards.may_answer.set()
@@ -104,6 +124,7 @@ async def test_batches_are_bounded_and_in_order() -> None:
 async def test_a_large_search_waits_for_nobody() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
+    await occupy(batcher)
     waiting = [start(batcher, value) for value in range(9)]
     await turn()
     large = start(batcher, *range(MAX_BATCH))
@@ -118,6 +139,8 @@ async def test_other_parameters_are_another_batch() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
     other = SearchParams(limit=3, with_payload=True)
+    await occupy(batcher)
+    await occupy(batcher, other)
     searches = [
         (start(batcher, value, params=params), value)
         for value in range(1, 8)
@@ -134,8 +157,7 @@ async def test_other_parameters_are_another_batch() -> None:
 async def test_an_error_is_that_of_its_batch_alone() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
-    failing = [start(batcher, value) for value in range(UNDER_WAY)]
-    await turn()
+    failing = await occupy(batcher)
     shards.error = Unavailable("no shard")
     shards.may_answer.set()
     for search in failing:
@@ -148,23 +170,22 @@ async def test_an_error_is_that_of_its_batch_alone() -> None:
 async def test_who_leaves_takes_nothing_from_the_others() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
+    await occupy(batcher)
     searches = [start(batcher, value) for value in range(1, 8)]
     await turn()
     searches[-1].cancel()  # While it waits for a batch.
     await turn()
     shards.may_answer.set()
-    await searches[0]
     for value, search in enumerate(searches[:-1], 1):
         check(await search, value)
-    assert [7] not in shards.batches
-    assert 7 not in shards.batches[-1]
+    assert shards.batches[-1] == [*range(1, 7)]
     assert not shards.cancelled
 
 
 async def test_what_nobody_waits_for_is_cancelled() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
-    busy = [start(batcher, value) for value in range(UNDER_WAY)]
+    busy = await occupy(batcher)
     gone = [start(batcher, 100 + value) for value in range(3)]
     await turn()
     for search in (*busy, *gone):
@@ -179,7 +200,7 @@ async def test_what_nobody_waits_for_is_cancelled() -> None:
 async def test_of_a_batch_the_longest_deadline_counts_and_each_keeps_its_own() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
-    busy = [start(batcher, value) for value in range(UNDER_WAY)]
+    busy = await occupy(batcher)
     patient, hasty = start(batcher, 5, timeout=20), start(batcher, 6, timeout=0.01)
     with pytest.raises(TimeoutError, match=r"`c` did not answer within 0\.01 s"):
         await hasty
