@@ -28,6 +28,13 @@ def fill(url: str, data: DataSet, shards: int | None = None, **settings: Any) ->
         shard_number=shards,
         **settings,
     )
+    client.close()
+    return upsert_all(url, data)
+
+
+def upsert_all(url: str, data: DataSet) -> float:
+    """Upsert every vector, each batch durable before the next, and answer the seconds it took."""
+    client = QdrantClient(url=url, timeout=120)
     started = time.perf_counter()
     for first in range(0, len(data.vectors), BATCH):
         some = data.vectors[first : first + BATCH]

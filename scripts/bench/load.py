@@ -10,7 +10,7 @@ import asyncio
 import multiprocessing
 import resource
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -70,7 +70,7 @@ class Outcome:
 def request(method: str, url: str, body: bytes) -> bytes:
     """One HTTP/1.1 request as it goes over the wire, with a JSON body."""
     parts = urlsplit(url)
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     head = (
         f"{method} {target} HTTP/1.1\r\nhost: {parts.netloc}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -79,7 +79,9 @@ def request(method: str, url: str, body: bytes) -> bytes:
 
 
 def generate(load: Load) -> Outcome:
-    """Run ``load`` in a process of its own. Raises OSError where the server cannot be reached."""
+    """Run ``load`` in a process of its own. Raises OSError where there is, or stays, no connection,
+    and TimeoutError where answers do not come.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:
         return process.submit(_run, load).result()
@@ -100,6 +102,7 @@ class _Generator:
         self._due: deque[float] = deque()
         self._idle: deque[_Connection] = deque()
         self._drained = asyncio.Event()
+        self._lost = asyncio.Event()
         self._over = False
 
     async def run(self) -> Outcome:
@@ -117,12 +120,12 @@ class _Generator:
         else:
             for connection in connections:
                 connection.send(perf_counter(), *self._take())
-        await work(load.warm_up_seconds)
+        await self._unless_lost(work(load.warm_up_seconds))
         self._latencies, self._failures = [], 0
         started, cpu = perf_counter(), _cpu_seconds()
-        await work(load.seconds)
+        await self._unless_lost(work(load.seconds))
         if load.rate:
-            await self._drain()
+            await self._unless_lost(self._drain())
         seconds, cpu = perf_counter() - started, _cpu_seconds() - cpu
         self._over = True
         for connection in connections:
@@ -154,8 +157,17 @@ class _Generator:
                 self._drained.set()
 
     def lost(self) -> None:
-        if not self._over:
-            self._failures += 1
+        self._lost.set()
+
+    async def _unless_lost(self, work: Coroutine[None, None, None]) -> None:
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._lost.wait())]
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        if self._lost.is_set():
+            raise ConnectionError(f"{self._load.url}: the server closed a connection")
+        for task in done:
+            await task
 
     async def _wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -1,0 +1,73 @@
+"""Raw FAISS over a collection's own indexes: what is left when everything but FAISS is taken away.
+
+The same index files, nprobe, oversampling and rerank as Shoal's, in this process: no HTTP, no log,
+no ids, no payloads, no rows that are not in an index.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+import faiss
+import numpy as np
+
+from cluster.catalog import Catalog
+from scripts.bench.collection import NAME
+from shard.manifest import Manifests
+from shard.model import Calibration, Rows, ShardConfig, Vectors, decode_ids
+from shard.objects.local import LocalObjectStore
+
+
+class RawFaiss:
+    """The indexes of the collection under ``data``, a directory that a Shoal has as its data."""
+
+    def __init__(self, data: Path) -> None:
+        store = LocalObjectStore(data)
+        collection = Catalog(store).get(NAME)
+        self._config: ShardConfig = collection.config
+        self._indexes: list[tuple[faiss.Index, faiss.SearchParameters, Rows]] = []
+        self._files: list[Vectors] = []
+        for shard in range(collection.shard_count):
+            prefix = f"{collection.prefix}/shard-{shard:04d}"
+            for entry in Manifests(store, f"{prefix}/manifest").read().segments:
+                if entry.calibration is not None:
+                    self._open(data / prefix / "segment" / entry.id, entry.calibration)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(ids) for _, _, ids in self._indexes)
+
+    def search(self, queries: Vectors, k: int) -> Rows:
+        """Ids of the nearest, (q, k)."""
+        queries = self._config.prepare(queries)
+        found, scores = [], []
+        for index, parameters, ids in self._indexes:
+            near, rows = index.search(queries, k, params=parameters)
+            found.append(ids[rows])
+            scores.append(near if self._config.distance.higher_is_nearer else -near)
+        order = np.argsort(-np.concatenate(scores, axis=1), axis=1)[:, :k]
+        nearest: Rows = np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)
+        return nearest
+
+    def rate(self, queries: Vectors, k: int, batch: int, seconds: float) -> float:
+        """Queries a second in batches, one after the other, with as many threads as FAISS has."""
+        done, started = 0, perf_counter()
+        while (took := perf_counter() - started) < seconds:
+            first = done % (len(queries) - batch + 1)
+            self.search(queries[first : first + batch], k)
+            done += batch
+        return done / took
+
+    def _open(self, segment: Path, calibration: Calibration) -> None:
+        base = faiss.read_index(str(segment / "index.faiss"))
+        vectors = np.load(segment / "vectors.npy")
+        index = faiss.IndexRefineFlat(base, faiss.swig_ptr(vectors))
+        index.own_fields = False
+        self._files.append(vectors)
+        parameters = faiss.IndexRefineSearchParameters(
+            k_factor=calibration.oversampling,
+            base_index_params=faiss.SearchParametersIVF(nprobe=calibration.nprobe),
+        )
+        ids = np.array(decode_ids(np.load(segment / "keys.npy")), np.int64)
+        self._indexes.append((index, parameters, ids))
