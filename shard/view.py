@@ -148,28 +148,42 @@ class View:
                 np.empty(0, np.float32),
                 self._points(_Located.none(), params.with_payload, params.with_vector),
             )
+        layers, rows, scores = self._nearest(searched, params.limit)
+        kept = rows >= 0
+        if params.score_threshold is not None:
+            threshold = np.float32(params.score_threshold)
+            near = scores >= threshold if self.distance.higher_is_nearer else scores <= threshold
+            kept &= near
+        lengths = kept.sum(axis=1)
+        located = _Located(layers[kept], rows[kept])
+        hit_scores = scores[kept]
+        hit_keys = self._keys(located)
+        if (hit_scores[1:] == hit_scores[:-1]).any():
+            # Equal scores answer in key order, so that answers do not depend on the layers.
+            rank = -hit_scores if self.distance.higher_is_nearer else hit_scores
+            order = np.lexsort((hit_keys, rank, np.repeat(np.arange(len(queries)), lengths)))
+            located = _Located(located.layers[order], located.rows[order])
+            hit_scores, hit_keys = hit_scores[order], hit_keys[order]
+        points = self._points(located, params.with_payload, params.with_vector, hit_keys)
+        return Hits(lengths, hit_scores, points)
+
+    def _nearest(
+        self, searched: Sequence[tuple[int, Rows, Scores]], limit: int
+    ) -> tuple[NDArray[np.int64], Rows, Scores]:
+        """The nearest of several layers' answers, each (q, n), nearest first and then row -1.
+
+        Answers layers, rows and scores, all (q, up to ``limit``).
+        """
+        if len(searched) == 1:
+            ((number, rows, scores),) = searched
+            return np.full(rows.shape, number, np.int64), rows, scores
         rows = np.concatenate([rows for _, rows, _ in searched], axis=1)
         scores = np.concatenate([scores for _, _, scores in searched], axis=1)
-        layers = np.concatenate(
-            [np.full(rows.shape[1], number, np.int64) for number, rows, _ in searched]
-        )
-        sign = -1.0 if self.distance.higher_is_nearer else 1.0
-        rank = np.where(rows >= 0, sign * scores, np.inf)
-        if params.score_threshold is not None:
-            rank[rank > sign * params.score_threshold] = np.inf
-        nearest = np.argsort(rank, axis=1, kind="stable")[:, : params.limit]
-        kept = np.isfinite(np.take_along_axis(rank, nearest, axis=1))
-        lengths = kept.sum(axis=1)
-        query_of, column = np.nonzero(kept)
-        column = nearest[query_of, column]
-        located = _Located(layers[column], rows[query_of, column])
-        hit_scores = scores[query_of, column]
-        hit_keys = self._keys(located)
-        # Equal scores answer in key order, so that answers do not depend on the layers.
-        order = np.lexsort((hit_keys, sign * hit_scores, query_of))
-        located = _Located(located.layers[order], located.rows[order])
-        points = self._points(located, params.with_payload, params.with_vector, hit_keys[order])
-        return Hits(lengths, hit_scores[order], points)
+        layers = np.concatenate([np.full(own.shape, n, np.int64) for n, own, _ in searched], axis=1)
+        rank = np.where(rows >= 0, -scores if self.distance.higher_is_nearer else scores, np.inf)
+        nearest = np.argsort(rank, axis=1, kind="stable")[:, :limit]
+        query = np.arange(len(rows))[:, None]
+        return layers[query, nearest], rows[query, nearest], scores[query, nearest]
 
     def retrieve(
         self, keys: Keys, active_rows: Rows, *, with_payload: bool, with_vector: bool
@@ -245,6 +259,8 @@ class _Located:
 
     def by_layer(self, layers: Sequence[Layer]) -> list[tuple[Layer, NDArray[np.int64], Rows]]:
         """For each layer that has some: the layer, the places of its rows here, and its rows."""
+        if len(self.layers) and (self.layers == self.layers[0]).all():
+            return [(layers[int(self.layers[0])], np.arange(len(self.rows)), self.rows)]
         groups = []
         for number in np.unique(self.layers).tolist():
             where = np.flatnonzero(self.layers == number)
