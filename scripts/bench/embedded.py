@@ -102,7 +102,9 @@ def lancedb(directory: Path, vectors: Any, distance: str) -> Search:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     rows = pa.table({"id": np.arange(len(vectors)), "vector": column})
     table = lancedb.connect(directory / "lance").create_table("bench", rows)
-    table.create_index(metric=metric, vector_column_name="vector")
+    # Two dimensions a code, as Shoal has it; with the default of 16 no refining reaches 0.95.
+    subvectors = vectors.shape[1] // 2
+    table.create_index(metric=metric, vector_column_name="vector", num_sub_vectors=subvectors)
 
     def search(query: Any, width: int) -> list[int]:
         asked = table.search(query).distance_type(metric).limit(K)
