@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -362,7 +363,8 @@ async def test_too_large_a_request_is_refused_by_either_end(
     server: ShardServer, client: ShardClient, engines: Engines
 ) -> None:
     await serve(server, 0)
-    queries = np.zeros((MAX_MESSAGE_BYTES // (4 * DIMENSION) + 1, DIMENSION), np.float32)
+    # More by a little than the limit with what a shared stream adds to it.
+    queries = np.zeros((MAX_MESSAGE_BYTES // (4 * DIMENSION) + 1_000, DIMENSION), np.float32)
     with pytest.raises(InvalidInput, match=f"expected at most {MAX_MESSAGE_BYTES}"):
         await client.search(COLLECTION, [0], queries, PARAMS, timeout=10)
     unlimited = [("grpc.max_send_message_length", -1)]
@@ -440,9 +442,13 @@ async def test_no_server_is_unavailable() -> None:
         client = ShardClient(f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(Unavailable, match="shard server"):
             await client.count(COLLECTION, [0], timeout=10)
+        with pytest.raises(Unavailable, match="shard server"):
+            await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
         await client.close()
         with pytest.raises(Unavailable):
             await client.count(COLLECTION, [0], timeout=10)
+        with pytest.raises(Unavailable):
+            await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
 
 
 async def test_closing_a_client_does_not_look_like_cancelling_its_callers(
@@ -458,6 +464,105 @@ async def test_closing_a_client_does_not_look_like_cancelling_its_callers(
     with pytest.raises(Unavailable):
         await call
     engines.opened[0].unblocked.set()
+
+
+# Searches share one stream
+
+
+async def test_searches_under_way_together_get_their_own_answers(
+    server: ShardServer, client: ShardClient
+) -> None:
+    await serve(server, 0)
+    vectors = random_vectors(200)
+    await client.write(COLLECTION, {0: [upsert(0, vectors)]}, wait=True, timeout=30)
+
+    async def find(row: int) -> None:
+        params = SearchParams(limit=1 + row % 3)
+        hits = await client.search(COLLECTION, [0], vectors[row : row + 1], params, timeout=30)
+        assert hits.lengths.tolist() == [1 + row % 3]
+        assert decode_ids(hits.points.keys)[0] == row
+
+    async def fail() -> None:
+        with pytest.raises(NotFound, match="shard 9"):
+            await client.search(COLLECTION, [9], vectors[:1], PARAMS, timeout=30)
+
+    await asyncio.gather(*(find(row) for row in range(200)), *(fail() for _ in range(20)))
+
+
+async def test_a_search_that_is_taken_back_at_any_moment_takes_no_other_with_it(
+    server: ShardServer, client: ShardClient
+) -> None:
+    await serve(server, 0)
+    vectors = random_vectors(50)
+    await client.write(COLLECTION, {0: [upsert(0, vectors)]}, wait=True, timeout=30)
+
+    def search() -> asyncio.Task[Hits]:
+        return asyncio.create_task(client.search(COLLECTION, [0], vectors[:1], PARAMS, timeout=30))
+
+    for turns in range(40):
+        searches = [search() for _ in range(6)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for doomed in searches[::2]:
+            doomed.cancel()
+        for hits in await asyncio.gather(*searches[1::2]):
+            assert decode_ids(hits.points.keys)[0] == 0
+    await until(lambda: server._waiting == 0)
+    assert not client._stream._open or not client._stream._open.waiting
+
+
+async def test_a_new_stream_is_opened_when_the_server_is_back(
+    server: ShardServer, client: ShardClient, store: ObjectStore, tmp_path: Path
+) -> None:
+    await serve(server, 0)
+    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    await asyncio.to_thread(server.stop, 0)
+    with pytest.raises(Unavailable):
+        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=5)
+    port = int(client.address.rpartition(":")[2])
+    again = ShardServer(store, tmp_path / "again", host="127.0.0.1", port=port)
+    again.start()
+    try:
+        await serve(again, 0)
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=5)
+                    break
+                await asyncio.sleep(0.05)
+    finally:
+        await asyncio.to_thread(again.stop, 0)
+
+
+async def test_an_answer_under_way_is_waited_for_when_a_client_closes_with_grace(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> None:
+    await serve(server, 0)
+    engines.opened[0].unblocked.clear()
+    call = asyncio.create_task(
+        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    )
+    await until(lambda: engines.opened[0].searched)
+    closing = asyncio.create_task(client.close(20))
+    await asyncio.sleep(0.05)
+    engines.opened[0].unblocked.set()
+    assert (await call).lengths.tolist() == [0]
+    await closing
+
+
+async def test_what_is_no_call_breaks_the_stream_and_not_the_server(
+    server: ShardServer, client: ShardClient
+) -> None:
+    await serve(server, 0)
+    async with grpc.aio.insecure_channel(client.address) as channel:
+        stream = channel.stream_stream(f"/{SERVICE}/Calls", None, None)(None)
+        await stream.write(b"\xff\xff")
+        assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
+        other = channel.stream_stream(f"/{SERVICE}/Calls", None, None)(None)
+        await other.write(pb.Call(number=4, method="Nonsense", timeout=5).SerializeToString())
+        answer = pb.Answer.FromString(cast(bytes, await other.read()))
+        assert (answer.number, answer.status) == (4, grpc.StatusCode.UNIMPLEMENTED.value[0])
+    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
 
 
 def test_a_port_that_is_taken(server: ShardServer, store: ObjectStore, tmp_path: Path) -> None:

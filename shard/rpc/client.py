@@ -16,6 +16,7 @@ from shard.rpc import codec
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
 from shard.rpc.status import error_of
+from shard.rpc.stream import CallStream
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
@@ -56,8 +57,10 @@ class ShardClient:
         # Messages are encoded here, so that their size can be checked with a clear error.
         self._methods = {
             name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)
-            for name in ("Write", "Search", "Retrieve", "Scroll", "Count", "Describe")
+            for name in ("Write", "Retrieve", "Scroll", "Count", "Describe")
         }
+        calls = self._channel.stream_stream(f"/{SERVICE}/Calls", None, None)
+        self._stream = CallStream(lambda: calls(None), address)
 
     async def write(
         self,
@@ -175,6 +178,7 @@ class ShardClient:
 
     async def close(self, grace: float | None = None) -> None:
         """Close the connection; calls under way have ``grace`` seconds to end."""
+        await self._stream.close(grace)
         await self._channel.close(grace)
 
     async def _call(self, method: str, request: Message, reply: type[R], timeout: float) -> R:
@@ -185,9 +189,12 @@ class ShardClient:
                 "send fewer points or queries at once"
             )
         try:
-            answer = await self._methods[method](data, timeout=timeout)
+            if method in self._methods:
+                answer = await self._methods[method](data, timeout=timeout)
+            else:
+                answer = await self._stream.call(method, data, timeout)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from None
+            raise error_of(error.code(), error.details() or "", self.address) from None
         except grpc.aio.UsageError as error:
             raise Unavailable(f"shard server {self.address}: {error}") from None
         except asyncio.CancelledError:

@@ -29,8 +29,8 @@ from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
 from shard.rpc.hosting import HostedShard, Hosting, ShardId
 from shard.rpc.status import status_of
+from shard.rpc.stream import serve_calls
 
-R = TypeVar("R", bound=Message)
 T = TypeVar("T")
 
 MAX_CONCURRENT_CALLS = 4_096
@@ -135,17 +135,56 @@ class ShardServer:
         await self._hosting.close()
 
     def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Write": _handler(pb.WriteRequest, self._write),
-                "Search": _handler(pb.SearchRequest, self._search),
-                "Retrieve": _handler(pb.RetrieveRequest, self._retrieve),
-                "Scroll": _handler(pb.ScrollRequest, self._scroll),
-                "Count": _handler(pb.CountRequest, self._count),
-                "Describe": _handler(pb.DescribeRequest, self._describe),
-            },
-        )
+        self._methods: dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]] = {
+            "Write": (pb.WriteRequest, self._write),
+            "Search": (pb.SearchRequest, self._search),
+            "Retrieve": (pb.RetrieveRequest, self._retrieve),
+            "Scroll": (pb.ScrollRequest, self._scroll),
+            "Count": (pb.CountRequest, self._count),
+            "Describe": (pb.DescribeRequest, self._describe),
+        }
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(partial(self._answer_call, name))
+            for name in self._methods
+        }
+        calls = partial(serve_calls, self._answer_on_stream)
+        handlers["Calls"] = grpc.stream_stream_rpc_method_handler(calls)
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    async def _answer_call(
+        self, name: str, data: bytes, context: aio.ServicerContext[bytes, bytes]
+    ) -> bytes:
+        status, reply, details = await self._answer(name, data)
+        if status is not grpc.StatusCode.OK:
+            await context.abort(status, details)
+        return reply
+
+    async def _answer_on_stream(self, call: pb.Call) -> pb.Answer:
+        try:
+            async with asyncio.timeout(call.timeout):
+                status, reply, details = await self._answer(call.method, call.request)
+        except TimeoutError:
+            status, reply, details = grpc.StatusCode.DEADLINE_EXCEEDED, b"", "deadline exceeded"
+        return pb.Answer(number=call.number, status=status.value[0], reply=reply, details=details)
+
+    async def _answer(self, name: str, data: bytes) -> tuple[grpc.StatusCode, bytes, str]:
+        """Status, reply and details. The size of the reply is checked."""
+        if name not in self._methods:
+            return grpc.StatusCode.UNIMPLEMENTED, b"", f"no method {name}"
+        request_type, method = self._methods[name]
+        try:
+            reply = (await method(request_type.FromString(data))).SerializeToString()
+            if len(reply) > MAX_MESSAGE_BYTES:
+                raise InvalidInput(
+                    f"answer of {len(reply)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
+                    "ask for fewer points, or leave out vectors or payloads"
+                )
+        except DecodeError as error:
+            return grpc.StatusCode.INVALID_ARGUMENT, b"", f"request: {error}"
+        except Exception as error:
+            status, details = status_of(error, request_type.DESCRIPTOR.name)
+            return status, b"", details
+        return grpc.StatusCode.OK, reply, ""
 
     async def _write(self, request: pb.WriteRequest) -> pb.WriteReply:
         if not request.writes:
@@ -256,25 +295,3 @@ async def _write_one(shard: HostedShard, operations: list[Operation], wait: bool
     written = shard.engine.write(operations, applied=wait)
     # The engine goes on with a write whose caller has gone.
     return await asyncio.shield(asyncio.wrap_future(written))
-
-
-def _handler(request_type: type[R], method: Callable[[R], Awaitable[Message]]) -> Any:
-    """A gRPC method that answers errors as statuses and checks the size of the answer."""
-
-    async def handle(data: bytes, context: aio.ServicerContext[bytes, bytes]) -> bytes:
-        try:
-            reply = (await method(request_type.FromString(data))).SerializeToString()
-            if len(reply) > MAX_MESSAGE_BYTES:
-                raise InvalidInput(
-                    f"answer of {len(reply)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
-                    "ask for fewer points, or leave out vectors or payloads"
-                )
-        except DecodeError as error:
-            status, details = grpc.StatusCode.INVALID_ARGUMENT, f"request: {error}"
-        except Exception as error:
-            status, details = status_of(error, request_type.DESCRIPTOR.name)
-        else:
-            return reply
-        return await context.abort(status, details)
-
-    return grpc.unary_unary_rpc_method_handler(handle)

@@ -6,6 +6,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Call(_message.Message):
+    __slots__ = ("number", "method", "request", "timeout")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    method: str
+    request: bytes
+    timeout: float
+    def __init__(self, number: _Optional[int] = ..., method: _Optional[str] = ..., request: _Optional[bytes] = ..., timeout: _Optional[float] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("number", "status", "reply", "details")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    status: int
+    reply: bytes
+    details: str
+    def __init__(self, number: _Optional[int] = ..., status: _Optional[int] = ..., reply: _Optional[bytes] = ..., details: _Optional[str] = ...) -> None: ...
+
 class Target(_message.Message):
     __slots__ = ("collection_id", "shards")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -37,6 +37,8 @@ _ERROR_OF: dict[grpc.StatusCode, type[Exception]] = {
     grpc.StatusCode.UNKNOWN: Unavailable,
 }
 
+_CODE_OF = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
     """Status and details of ``error``; one that nobody raised on purpose is logged."""
@@ -47,9 +49,13 @@ def status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"[:MAX_DETAILS]
 
 
-def error_of(error: grpc.aio.AioRpcError, address: str) -> Exception:
+def code_of(number: int) -> grpc.StatusCode:
+    """The status of that number; UNKNOWN where there is none."""
+    return _CODE_OF.get(number, grpc.StatusCode.UNKNOWN)
+
+
+def error_of(status: grpc.StatusCode, details: str, address: str) -> Exception:
     """The error that a call to ``address`` ended in; `ShoalError` for one of no other kind."""
-    status, details = error.code(), error.details()
     if status in _ERROR_OF:
         kind = _ERROR_OF[status]
         remote = kind in (Unavailable, TimeoutError)
