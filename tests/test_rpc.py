@@ -174,6 +174,19 @@ async def serve(server: ShardServer, *numbers: int, config: ShardConfig = CONFIG
     await until(lambda: server.status() == dict.fromkeys(desired, "serving"))
 
 
+async def search_under_way(
+    server: ShardServer, client: ShardClient, engines: Engines
+) -> asyncio.Task[Hits]:
+    """A search that the first engine is at until it is unblocked."""
+    await serve(server, 0)
+    engines.opened[0].unblocked.clear()
+    call = asyncio.create_task(
+        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    )
+    await until(lambda: engines.opened[0].searched)
+    return call
+
+
 # Codec
 
 
@@ -454,12 +467,7 @@ async def test_no_server_is_unavailable() -> None:
 async def test_closing_a_client_does_not_look_like_cancelling_its_callers(
     server: ShardServer, client: ShardClient, engines: Engines
 ) -> None:
-    await serve(server, 0)
-    engines.opened[0].unblocked.clear()
-    call = asyncio.create_task(
-        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
-    )
-    await until(lambda: engines.opened[0].searched)
+    call = await search_under_way(server, client, engines)
     await client.close()
     with pytest.raises(Unavailable):
         await call
@@ -537,12 +545,7 @@ async def test_a_new_stream_is_opened_when_the_server_is_back(
 async def test_an_answer_under_way_is_waited_for_when_a_client_closes_with_grace(
     server: ShardServer, client: ShardClient, engines: Engines
 ) -> None:
-    await serve(server, 0)
-    engines.opened[0].unblocked.clear()
-    call = asyncio.create_task(
-        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
-    )
-    await until(lambda: engines.opened[0].searched)
+    call = await search_under_way(server, client, engines)
     closing = asyncio.create_task(client.close(20))
     await asyncio.sleep(0.05)
     engines.opened[0].unblocked.set()

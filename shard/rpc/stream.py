@@ -125,10 +125,12 @@ async def serve_calls(
     answers: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def run(call: pb.Call) -> None:
-        try:
-            answers.put_nowait((await answer(call)).SerializeToString())
-        finally:
-            del running[call.number]
+        answers.put_nowait((await answer(call)).SerializeToString())
+
+    def start(call: pb.Call) -> None:
+        task = running[call.number] = asyncio.create_task(run(call))
+        # Not by the task itself, which may be cancelled before it begins.
+        task.add_done_callback(lambda _: running.pop(call.number, None))
 
     async def write() -> None:
         with contextlib.suppress(grpc.RpcError):
@@ -141,7 +143,7 @@ async def serve_calls(
         async for data in messages:
             call = pb.Call.FromString(data)
             if call.method:
-                running[call.number] = asyncio.create_task(run(call))
+                start(call)
             elif call.number in running:
                 running[call.number].cancel()
     except DecodeError as error:
