@@ -83,7 +83,7 @@ class _Lane:
     async def search(self, queries: Vectors, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(queries, monotonic() + timeout, found))
-        self._fill_in(TURNS)
+        self._fill_soon()
         try:
             async with asyncio.timeout(timeout + _GRACE_SECONDS):
                 return await found
@@ -93,14 +93,14 @@ class _Lane:
                 or f"collection `{self._collection.name}` did not answer within {timeout:.3g} s"
             ) from None
 
-    def _fill_in(self, turns: int) -> None:
-        """Send batches after so many turns of the event loop, unless that is to happen anyway."""
+    def _fill_soon(self) -> None:
+        """Send batches after `TURNS` of the event loop, unless that is to happen anyway."""
         if not self._filling:
             self._filling = True
-            asyncio.get_running_loop().call_soon(self._turn, turns)
+            self._turn(TURNS)
 
     def _turn(self, left: int) -> None:
-        if left > 1:
+        if left:
             asyncio.get_running_loop().call_soon(self._turn, left - 1)
             return
         self._filling = False
@@ -136,7 +136,7 @@ class _Lane:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
-        self._fill_in(TURNS)
+        self._fill_soon()
 
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = (
