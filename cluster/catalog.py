@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from shard.errors import AlreadyExists, Corrupt, NotFound
+from shard.errors import AlreadyExists, NotFound
 from shard.model import ShardConfig
 from shard.objects import ObjectStore
-from shard.objects.document import VersionedDocument
+from shard.objects.document import VersionedDocument, decode_stored
 
 CATALOG = "cluster/catalog"
 
@@ -130,10 +130,7 @@ class Catalog:
 def _decode(data: bytes) -> _Contents:
     if not data:
         return _Contents()
-    try:
-        return msgspec.json.decode(data, type=_Contents)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Corrupt(f"{CATALOG}: {error}") from error
+    return decode_stored(data, _Contents, CATALOG)
 
 
 def _by_name(contents: _Contents) -> dict[str, Collection]:

@@ -13,7 +13,7 @@ import msgspec
 
 from shard.errors import Corrupt, ShoalError, Unavailable
 from shard.objects import ObjectStore
-from shard.objects.document import VersionedDocument
+from shard.objects.document import VersionedDocument, decode_stored
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,4 @@ def poll_seconds(data: str) -> float:
 def _decode(data: bytes) -> Topology:
     if not data:
         return Topology(servers={}, placements={})
-    try:
-        return msgspec.json.decode(data, type=Topology)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Corrupt(f"{TOPOLOGY}: {error}") from error
+    return decode_stored(data, Topology, TOPOLOGY)

@@ -15,7 +15,7 @@ import numpy as np
 from shard.errors import Corrupt, Fenced
 from shard.model import Calibration, Mask
 from shard.objects import ObjectStore
-from shard.objects.document import VersionedDocument
+from shard.objects.document import VersionedDocument, decode_stored
 
 
 class SegmentEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +57,8 @@ class Manifests:
         self._version, data = self._document.read()
         if not data:
             return Manifest()
-        try:
-            return msgspec.msgpack.decode(data, type=Manifest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corrupt(f"{self._prefix} version {self._version}: {error}") from error
+        name = f"{self._prefix} version {self._version}"
+        return decode_stored(data, Manifest, name, msgspec.msgpack.decode)
 
     def changed(self) -> bool:
         """Whether there is another than was last read or committed here."""

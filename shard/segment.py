@@ -34,6 +34,7 @@ from shard.model import (
     ShardConfig,
     Vectors,
 )
+from shard.objects.document import decode_stored
 
 HEADER = "segment.json"
 _KEYS, _VECTORS, _PAYLOADS, _INDEX = "keys.npy", "vectors.npy", "payloads.arrow", "index.faiss"
@@ -236,9 +237,9 @@ def _read_header(directory: Path) -> _Header:
     path = directory / HEADER
     try:
         line, _, checksum = path.read_bytes().partition(b"\n")
-        header = msgspec.json.decode(line, type=_Header)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise Corrupt(f"{directory.name}/{HEADER}: {error}") from error
+    header = decode_stored(line, _Header, f"{directory.name}/{HEADER}")
     if xxhash.xxh3_64_hexdigest(line).encode() != checksum or header.format != _FORMAT:
         raise Corrupt(f"{directory.name}/{HEADER}: not as it was written")
     if any("/" in name or name.startswith(".") for name in header.files):

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 import xxhash
@@ -16,6 +17,8 @@ from shard.errors import Corrupt, NotFound, Unavailable
 from shard.objects import ObjectStore
 from shard.objects.conditional import put_once
 
+T = TypeVar("T")
+
 KEPT = 32
 """Versions kept behind the newest one."""
 _FORMAT = "shoal-document-1"
@@ -23,6 +26,16 @@ _ATTEMPTS = 100
 _CONFLICT_SECONDS = 0.2
 _PUT_SECONDS = 30.0
 _NAME = re.compile(r"[0-9]{20}")
+
+
+def decode_stored(
+    data: bytes, type: type[T], name: str, decode: Callable[..., T] = msgspec.json.decode
+) -> T:
+    """What Shoal has stored, as a decoder of msgspec's reads it. Raises Corrupt, with ``name``."""
+    try:
+        return decode(data, type=type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"{name}: {error}") from error
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -119,10 +132,7 @@ def _encode(data: bytes) -> bytes:
 
 def _decode(key: str, stored: bytes) -> bytes:
     line, _, data = stored.partition(b"\n")
-    try:
-        header = msgspec.json.decode(line, type=_Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Corrupt(f"{key}: no document's header: {error}") from error
+    header = decode_stored(line, _Header, f"{key}: no document's header")
     if header.format != _FORMAT:
         raise Corrupt(f"{key}: expected format {_FORMAT}, found {header.format[:40]!r}")
     if header.checksum != xxhash.xxh3_64_hexdigest(data):
