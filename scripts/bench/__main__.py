@@ -44,10 +44,9 @@ class Figures:
         self.values: dict[str, float] = {}
         self._console = Console(highlight=False)
 
-    def note(self, name: str, value: float) -> float:
+    def note(self, name: str, value: float) -> None:
         self.values[name] = value
         self._console.print(f"{name}: {value:,.4g}")
-        return value
 
     def load(self, name: str, outcome: Outcome, per_request: int = 1) -> None:
         if outcome.failures:
@@ -100,7 +99,7 @@ def measure_shoal(directory: Path, chosen: data.DataSet, shards: int, figures: F
         figures.note("anonymous memory over that of the empty service, bytes/vector", used)
         figures.note("the same, share of the raw vector", used / (4 * dimension))
 
-        singles = collection.single_queries(shoal.url, chosen.queries)
+        singles = collection.single_queries(shoal.url, chosen.queries, K)
         for clients in CLIENTS:
             cpu = shoal.cpu_seconds()
             outcome = closed(shoal, singles, clients, warm_up=0)
@@ -127,8 +126,8 @@ def compare_with_faiss(
     raw = RawFaiss(directory)
     figures.note("rows in indexes", raw.rows)
     figures.note("raw FAISS, recall@10", chosen.recall(raw.search(chosen.queries, K), K))
-    singles = collection.single_queries(shoal.url, chosen.queries)
-    batches = collection.batched_queries(shoal.url, chosen.queries, BATCH)
+    singles = collection.single_queries(shoal.url, chosen.queries, K)
+    batches = collection.batched_queries(shoal.url, chosen.queries, BATCH, K)
     shares, gaps = [], []
     for number in range(ROUNDS):
         faiss.omp_set_num_threads(os.cpu_count() or 1)
@@ -182,7 +181,7 @@ def measure_chroma(folder: Path, chosen: data.DataSet, figures: Figures) -> None
     for _ in range(ROUNDS):
         with services.shoal(folder / "shoal") as shoal:
             wait_for_recovery(shoal)
-            ours = closed(shoal, collection.single_queries(shoal.url, chosen.queries), MANY)
+            ours = closed(shoal, collection.single_queries(shoal.url, chosen.queries, K), MANY)
         with chroma.serving() as service:
             theirs = closed(service, chroma.requests(chosen.queries, K), MANY)
         figures.note(f"Shoal, {MANY} clients, queries/s", ours.rate)

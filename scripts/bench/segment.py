@@ -1,6 +1,6 @@
 """Builds one segment of GloVe vectors and searches it, beside an exact scan of the same vectors.
 
-Run it with Shoal's Python: .venv/bin/python scripts/bench_segment.py [--rows N] [--distance Cosine]
+.venv/bin/python -m scripts.bench.segment [--rows N] [--distance Cosine]
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import faiss
 import numpy as np
 
 from router import word_vectors
-from router.demo import cache_directory
+from scripts.bench import data
 from shard.model import Distance, Points, ShardConfig, Vectors, encode_ids
 from shard.segment import Segment, build_index, write_segment
 
-QUERIES = 1_000
 LIMIT = 10
 BATCH = 8_192
 
@@ -31,18 +30,10 @@ def main() -> None:
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
     config = ShardConfig(dimension=word_vectors.DIMENSION, distance=arguments.distance)
-    vectors, queries = load(arguments.rows, config)
+    vectors, queries = data.glove()
+    stored = config.prepare(vectors[: arguments.rows])
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), config, vectors, queries)
-
-
-def load(rows: int, config: ShardConfig) -> tuple[Vectors, Vectors]:
-    package = word_vectors.download(cache_directory(), lambda done, total: None)
-    every = np.concatenate([batch for _, batch in word_vectors.read(package, BATCH)])
-    chosen = np.random.default_rng(0).permutation(len(every))
-    held_out = every[chosen[:QUERIES]]
-    stored = every[chosen[QUERIES : QUERIES + rows]]
-    return config.prepare(stored), config.prepare(held_out)
+        measure(Path(folder), config, stored, config.prepare(queries))
 
 
 def measure(folder: Path, config: ShardConfig, vectors: Vectors, queries: Vectors) -> None:

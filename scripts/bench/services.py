@@ -20,9 +20,8 @@ STOP_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Service:
-    """A running service; ``name`` is its process's, all figures are over its process tree."""
+    """A running service; all figures are over its process tree."""
 
-    name: str
     url: str
     process: psutil.Process
 
@@ -50,16 +49,16 @@ class Service:
 
 
 @contextmanager
-def shoal(data: Path, *options: str) -> Iterator[Service]:
+def shoal(data: Path) -> Iterator[Service]:
     """``shoal serve`` over ``data``, ready; stopped in order at the end."""
-    command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data), *options]
+    command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data)]
     command += ["--port", "0", "--grpc-port", "0"]
     with _running(command, subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         if not line:
             raise OSError("shoal serve did not start; its reason is above")
-        yield Service("shoal", line.split()[-1], psutil.Process(process.pid))
+        yield Service(line.split()[-1], psutil.Process(process.pid))
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def chroma(executable: Path, data: Path, port: int) -> Iterator[Service]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise OSError("chroma run did not start")
             time.sleep(0.2)
-        yield Service("chromadb", url, psutil.Process(process.pid))
+        yield Service(url, psutil.Process(process.pid))
 
 
 @contextmanager
