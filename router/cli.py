@@ -41,6 +41,13 @@ def main() -> None:
     show_default="one a core",
     help="Processes that host shards.",
 )
+@click.option(
+    "--routers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that answer HTTP.",
+)
 @click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
 @click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
 @click.option(
@@ -56,6 +63,7 @@ def serve_command(
     grpc_port: int,
     shards: int,
     shard_servers: int,
+    routers: int,
     scratch: str | None,
     ray_address: str | None,
     log_level: str,
@@ -70,6 +78,7 @@ def serve_command(
         grpc_port=grpc_port,
         shards=shards,
         shard_servers=shard_servers,
+        routers=routers,
         scratch=scratch,
         ray_address=ray_address,
         log_level=log_level,

@@ -1,8 +1,8 @@
 """``shoal serve``: a cluster on this machine with its router, from start to drained stop.
 
 The router runs in this process, and Ray in a child of it, so that the router knows nothing of Ray
-and goes on when Ray's head is gone. The child ends when the pipe to it does: however this process
-ends, nothing of it stays behind.
+and goes on when Ray's head is gone. Where one process cannot answer what comes, further routers are
+children too, and share the listening socket.
 """
 
 from __future__ import annotations
@@ -10,42 +10,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import msgspec
-import uvicorn
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cluster.catalog import Catalog
 from cluster.settings import ClusterSettings, configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
-from router.app import create_app
-from router.fanout import Fanout
+from router.child import Child, kept_running
+from router.http import DRAIN_SECONDS, routing
+from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
-from shard.objects import ObjectStore, local_directory, open_object_store
+from shard.objects import local_directory, open_object_store
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 5
-"""Time for requests under way when the service stops."""
 CLUSTER_STOP_SECONDS = 15.0
+WORKER_STOP_SECONDS = 2 * DRAIN_SECONDS
 START_SECONDS = 120.0
-RESTART_SECONDS = (1.0, 30.0)
-"""Backoff before a cluster that has ended is started again: first and longest."""
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +49,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int
     shards: int
     shard_servers: int
+    routers: int = 1
     scratch: str | None = None
     ray_address: str | None = None
     log_level: str = "info"
@@ -80,23 +73,39 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
         wellness = await stack.enter_async_context(_grpc_health(settings))
-        cluster = await stack.enter_async_context(_cluster(settings, scratch))
-        await _first_of(cluster.started, cluster.running, stopping)
+        cluster = await stack.enter_async_context(
+            kept_running(
+                "cluster.local",
+                _cluster_settings(settings, scratch),
+                stop_seconds=CLUSTER_STOP_SECONDS,
+            )
+        )
+        await _first_of(cluster.started, cluster, stopping)
         # Not sooner: until now the topology was that of a cluster that is gone.
         watcher = await stack.enter_async_context(
             TopologyWatcher(store, poll_seconds(settings.data))
         )
-        await stack.enter_async_context(_router(settings, store, watcher, listening))
+        await stack.enter_async_context(routing(store, watcher, listening, settings.shards))
+        workers = [
+            await stack.enter_async_context(
+                kept_running(
+                    "router.worker",
+                    _worker_settings(settings, listening),
+                    stop_seconds=WORKER_STOP_SECONDS,
+                    pass_fds=[listening.fileno()],
+                )
+            )
+            for _ in range(settings.routers - 1)
+        ]
         served = asyncio.Event()
         waiting = asyncio.create_task(_wait_for_servers(watcher, settings.shard_servers, served))
         stack.callback(waiting.cancel)
-        await _first_of(served, cluster.running, stopping)
+        await _first_of(served, cluster, stopping)
+        for worker in workers:
+            await _first_of(worker.started, worker, stopping)
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        # What was imported stays: the garbage collector need not look through it time and again.
-        gc.collect()
-        gc.freeze()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         ready(f"http://{host}:{listening.getsockname()[1]}")
         await stopping.wait()
@@ -167,56 +176,21 @@ async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio
     ready.set()
 
 
-async def _first_of(
-    event: asyncio.Event, cluster: asyncio.Task[None], stopping: asyncio.Event
-) -> None:
+async def _first_of(event: asyncio.Event, child: Child, stopping: asyncio.Event) -> None:
     """Return when ``event`` has come, or it is time to stop.
 
-    Raises what ended the cluster, and Unavailable when it takes too long.
+    Raises what ended ``child``, and Unavailable when it takes too long.
     """
     waiting = [asyncio.create_task(event.wait()), asyncio.create_task(stopping.wait())]
     done, _ = await asyncio.wait(
-        [*waiting, cluster], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        [*waiting, child.running], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
     )
     for one in waiting:
         one.cancel()
-    if cluster in done:
-        cluster.result()
+    if child.running in done:
+        child.running.result()
     if not done:
         raise Unavailable(f"the cluster has not started within {START_SECONDS:.0f} s")
-
-
-@asynccontextmanager
-async def _router(
-    settings: ServeSettings, store: ObjectStore, watcher: TopologyWatcher, listening: socket.socket
-) -> AsyncIterator[None]:
-    app = create_app(Catalog(store), Fanout(watcher), default_shards=settings.shards)
-    server = _HttpServer(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            log_level=logging.WARNING,
-            access_log=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-    )
-    serving = asyncio.create_task(server.serve([listening]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await serving
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn, with signals left to `serve`."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @asynccontextmanager
@@ -238,48 +212,8 @@ async def _grpc_health(settings: ServeSettings) -> AsyncIterator[health.aio.Heal
         await server.stop(0)
 
 
-class _Cluster(NamedTuple):
-    started: asyncio.Event
-    running: asyncio.Task[None]
-    """Ends only when the first start fails."""
-
-
-@asynccontextmanager
-async def _cluster(settings: ServeSettings, scratch: str) -> AsyncIterator[_Cluster]:
-    """Runs the process that runs Ray, and starts it again should it end."""
-    started = asyncio.Event()
-    running = asyncio.create_task(_keep_cluster(settings, scratch, started))
-    try:
-        yield _Cluster(started, running)
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Unavailable):
-            await running
-
-
-async def _keep_cluster(settings: ServeSettings, scratch: str, started: asyncio.Event) -> None:
-    first, longest = RESTART_SECONDS
-    pause = first
-    while True:
-        process = await _start_cluster(settings, scratch)
-        try:
-            assert process.stdout is not None
-            if await process.stdout.readline():
-                started.set()
-                pause = first
-            status = await process.wait()
-        except asyncio.CancelledError:
-            await _stop_cluster(process, in_order=started.is_set())
-            raise
-        if not started.is_set():
-            raise Unavailable("the cluster did not start; its reason is above")
-        logger.error("the cluster's process ended with %d; next start in %.0f s", status, pause)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, longest)
-
-
-async def _start_cluster(settings: ServeSettings, scratch: str) -> Process:
-    cluster = ClusterSettings(
+def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
+    return ClusterSettings(
         data=settings.data,
         scratch=scratch,
         shard_servers=settings.shard_servers,
@@ -288,30 +222,12 @@ async def _start_cluster(settings: ServeSettings, scratch: str) -> Process:
         ray_address=settings.ray_address,
         log_level=settings.log_level,
     )
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "cluster.local",
-        msgspec.json.encode(cluster).decode(),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=None if sys.stderr is not None else DEVNULL,
-        start_new_session=True,  # Ctrl-C is for this process, which then stops that one in order.
+
+
+def _worker_settings(settings: ServeSettings, listening: socket.socket) -> WorkerSettings:
+    return WorkerSettings(
+        data=settings.data,
+        shards=settings.shards,
+        listening=listening.fileno(),
+        log_level=settings.log_level,
     )
-
-
-async def _stop_cluster(process: Process, *, in_order: bool) -> None:
-    if process.returncode is not None:
-        return
-    if in_order:
-        process.terminate()
-    else:
-        # Ray minds signals while it starts. The end of the pipe stops it at any time.
-        assert process.stdin is not None
-        process.stdin.close()
-    try:
-        await asyncio.wait_for(process.wait(), CLUSTER_STOP_SECONDS)
-    except TimeoutError:
-        logger.warning("the cluster did not stop in time")
-        process.kill()
-        await process.wait()

@@ -1,0 +1,107 @@
+"""A process of the service's own that is kept running.
+
+The child says that it has started by a line on its standard output, stops on SIGTERM, and ends when
+its standard input does: however its parent ends, nothing of it stays behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+
+from shard.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+RESTART_SECONDS = (1.0, 30.0)
+"""Backoff before a child that has ended is started again: first and longest."""
+
+
+class Child(NamedTuple):
+    started: asyncio.Event
+    running: asyncio.Task[None]
+    """Ends only when the first start fails, and then raises Unavailable."""
+
+
+@asynccontextmanager
+async def kept_running(
+    module: str, settings: msgspec.Struct, *, stop_seconds: float, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[Child]:
+    """Runs ``python -m module SETTINGS``, and starts it again should it end.
+
+    It is killed when it has not stopped ``stop_seconds`` after it was told to.
+    """
+    started = asyncio.Event()
+    running = asyncio.create_task(_keep(module, settings, stop_seconds, pass_fds, started))
+    try:
+        yield Child(started, running)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Unavailable):
+            await running
+
+
+async def _keep(
+    module: str,
+    settings: msgspec.Struct,
+    stop_seconds: float,
+    pass_fds: Sequence[int],
+    started: asyncio.Event,
+) -> None:
+    first, longest = RESTART_SECONDS
+    pause = first
+    while True:
+        process = await _start(module, settings, pass_fds)
+        try:
+            assert process.stdout is not None
+            if await process.stdout.readline():
+                started.set()
+                pause = first
+            status = await process.wait()
+        except asyncio.CancelledError:
+            await _stop(process, module, stop_seconds, in_order=started.is_set())
+            raise
+        if not started.is_set():
+            raise Unavailable(f"{module} did not start; its reason is above")
+        logger.error("%s ended with %d; next start in %.0f s", module, status, pause)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+async def _start(module: str, settings: msgspec.Struct, pass_fds: Sequence[int]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        msgspec.json.encode(settings).decode(),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=None if sys.stderr is not None else DEVNULL,
+        pass_fds=pass_fds,
+        start_new_session=True,  # Ctrl-C is for this process, which then stops that one in order.
+    )
+
+
+async def _stop(process: Process, module: str, seconds: float, *, in_order: bool) -> None:
+    if process.returncode is not None:
+        return
+    if in_order:
+        process.terminate()
+    else:
+        # A child may not mind signals yet. The end of the pipe stops it at any time.
+        assert process.stdin is not None
+        process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), seconds)
+    except TimeoutError:
+        logger.warning("%s did not stop in time", module)
+        process.kill()
+        await process.wait()

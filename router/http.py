@@ -1,0 +1,61 @@
+"""One router in this process: the HTTP application over a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+
+from cluster.catalog import Catalog
+from cluster.topology import TopologyWatcher
+from router.app import create_app
+from router.fanout import Fanout
+from shard.objects import ObjectStore
+
+DRAIN_SECONDS = 5
+"""Time for requests under way when a router stops."""
+
+
+@asynccontextmanager
+async def routing(
+    store: ObjectStore, watcher: TopologyWatcher, listening: socket.socket, default_shards: int
+) -> AsyncIterator[None]:
+    """Answers what comes to ``listening``, which other processes may share, and drains at the end.
+
+    ``default_shards`` is the shard number of a collection that names none.
+    """
+    app = create_app(Catalog(store), Fanout(watcher), default_shards=default_shards)
+    server = _HttpServer(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+    serving = asyncio.create_task(server.serve([listening]))
+    # What was imported stays: the garbage collector need not look through it time and again.
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, with signals left to who runs the router."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

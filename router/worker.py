@@ -1,0 +1,65 @@
+"""One more router process beside ``shoal serve``'s own, on the same listening socket.
+
+``python -m router.worker SETTINGS`` writes one line to stdout once it answers. It ends on SIGTERM,
+drained, and when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+import uvloop
+
+from cluster.settings import configure_logging
+from cluster.topology import TopologyWatcher, poll_seconds
+from router.http import routing
+from shard.errors import ShoalError
+from shard.objects import open_object_store
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router process is told."""
+
+    data: str
+    shards: int
+    listening: int
+    """File descriptor of the socket, inherited."""
+    log_level: str
+
+
+def main() -> None:
+    settings = msgspec.json.decode(sys.argv[1], type=WorkerSettings)
+    configure_logging(settings.log_level)
+    try:
+        uvloop.run(_route(settings))
+    except (ShoalError, OSError) as error:
+        sys.exit(f"shoal: {error}")
+
+
+async def _route(settings: WorkerSettings) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_reader(0, _end_with_parent)
+    store = await asyncio.to_thread(open_object_store, settings.data)
+    listening = socket.socket(fileno=settings.listening)
+    async with (
+        TopologyWatcher(store, poll_seconds(settings.data)) as watcher,
+        routing(store, watcher, listening, settings.shards),
+    ):
+        print("started", flush=True)
+        await stopping.wait()
+
+
+def _end_with_parent() -> None:
+    if not os.read(0, 1_024):
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
