@@ -28,6 +28,7 @@ from shard.rpc import codec, merge
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
 from shard.rpc.hosting import HostedShard, Hosting, ShardId
+from shard.rpc.pacing import CoreTimes, WritePacer
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
 
@@ -39,7 +40,7 @@ MAX_WAITING_READS = 2_048
 _LEAST_BLOCK = 16
 """Fewest queries that a thread is given of a batch that is split over threads."""
 
-_BUILDER_NICENESS = 10
+_BUILDER_NICENESS = 19
 
 _OPTIONS = (
     *KEEPALIVE,
@@ -76,6 +77,7 @@ class ShardServer:
         self._readers = ThreadPoolExecutor(self._threads, "search", faiss.omp_set_num_threads, (1,))
         self._builder = ThreadPoolExecutor(1, "build", _work_in_background)
         self._hosting = Hosting(store, scratch, self._builder)
+        self._pacer = WritePacer(CoreTimes().busy)
         self._waiting = 0
         self._thread: Thread | None = None
 
@@ -195,12 +197,14 @@ class ShardServer:
             shard = self._hosting.find((request.collection_id, write.shard))
             operations = codec.decode_operations(write.operations, shard.config.dimension)
             writes.append((shard, operations))
+        await self._pacer.turn(request.ByteSize())
         sequences = await asyncio.gather(
             *(_write_one(shard, operations, request.wait) for shard, operations in writes)
         )
         return pb.WriteReply(sequence=max(sequences))
 
     async def _search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        self._pacer.searched()
         shards = self._find(request.target)
         config = shards[0].config
         params = codec.decode_params(request)
