@@ -52,8 +52,8 @@ from shard.write_queue import Write, WriteQueue
 
 logger = logging.getLogger(__name__)
 
-MEMTABLE_ROWS = 16_384
-MEMTABLE_BYTES = 16 << 20
+MEMTABLE_ROWS = 4_096
+MEMTABLE_BYTES = 8 << 20
 LOG_BYTES = 32 << 20
 """A memtable is flushed at this many rows or bytes, or bytes of log to replay without it."""
 FULL_MEMTABLES = 4
