@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -14,11 +15,18 @@ from shard.model import Vectors
 
 NAME = "bench"
 BATCH = 512
-SETTLE_SECONDS = 600.0
+SETTLE_SECONDS = 1_800.0
+SETTLED_SECONDS = 5
 
 
 def fill(url: str, data: DataSet, shards: int) -> float:
     """Create the collection, upsert every vector, and answer the seconds that upserting took."""
+    create(url, data, shards)
+    return upsert(url, data.vectors)
+
+
+def create(url: str, data: DataSet, shards: int) -> None:
+    """Make the collection, empty, in place of one that is there."""
     client = QdrantClient(url=url, timeout=120)
     client.delete_collection(NAME)
     distance = models.Distance(str(data.distance))
@@ -28,16 +36,22 @@ def fill(url: str, data: DataSet, shards: int) -> float:
         shard_number=shards,
     )
     client.close()
-    return upsert_all(url, data)
 
 
-def upsert_all(url: str, data: DataSet) -> float:
-    """Upsert every vector, each batch durable before the next, and answer the seconds it took."""
+def upsert(
+    url: str, vectors: Vectors, first_id: int = 0, until: Callable[[], bool] | None = None
+) -> float:
+    """Upsert ``vectors`` with ids from ``first_id`` on, and answer the seconds it took.
+
+    Each batch is durable before the next. ``until`` says that it is enough.
+    """
     client = QdrantClient(url=url, timeout=120)
     started = time.perf_counter()
-    for first in range(0, len(data.vectors), BATCH):
-        some = data.vectors[first : first + BATCH]
-        ids: list[Any] = list(range(first, first + len(some)))
+    for first in range(0, len(vectors), BATCH):
+        if until is not None and until():
+            break
+        some = vectors[first : first + BATCH]
+        ids: list[Any] = list(range(first_id + first, first_id + first + len(some)))
         client.upsert(NAME, models.Batch(ids=ids, vectors=some.tolist()), wait=True)
     took = time.perf_counter() - started
     client.close()
@@ -45,11 +59,11 @@ def upsert_all(url: str, data: DataSet) -> float:
 
 
 def settle(url: str) -> None:
-    """Return when every index is built. Raises TimeoutError."""
+    """Return when every index has been built for `SETTLED_SECONDS`. Raises TimeoutError."""
     client = QdrantClient(url=url, timeout=120)
     deadline = time.monotonic() + SETTLE_SECONDS
     seen = 0
-    while seen < 5:
+    while seen < SETTLED_SECONDS:
         seen = seen + 1 if client.get_collection(NAME).status == "green" else 0
         if time.monotonic() > deadline:
             raise TimeoutError(f"{url}: still building after {SETTLE_SECONDS:.0f} s")

@@ -49,10 +49,10 @@ class Service:
 
 
 @contextmanager
-def shoal(data: Path) -> Iterator[Service]:
+def shoal(data: Path, *options: str) -> Iterator[Service]:
     """``shoal serve`` over ``data``, ready; stopped in order at the end."""
     command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data)]
-    command += ["--port", "0", "--grpc-port", "0"]
+    command += ["--port", "0", "--grpc-port", "0", *options]
     with _running(command, subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
