@@ -176,6 +176,43 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
         assert QdrantClient(url=shoal.url, timeout=60).count("kept").count == 50
 
 
+def test_router_processes_share_the_port(tmp_path: Path) -> None:
+    with ShoalProcess(tmp_path / "data", "--shard-servers", "1", "--routers", "3") as shoal:
+        client = QdrantClient(url=shoal.url, timeout=60)
+        create(client, "routed")
+        client.upsert("routed", points(range(50)), wait=True)
+        workers = shoal.find("router.worker")
+        assert len(workers) == 2
+        # Without the others, each one answers, about a collection that it did not create too.
+        for answering in (shoal.pid, *workers):
+            others = {shoal.pid, *workers} - {answering}
+            for pid in others:
+                os.kill(pid, signal.SIGSTOP)
+            assert ask_anew(shoal.url, "routed") == 50
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+        os.kill(workers[0], signal.SIGKILL)
+        until(lambda: len(set(shoal.find("router.worker")) - {workers[0]}) == 2)
+        assert ask_anew(shoal.url, "routed") == 50
+        pids = list(shoal.processes())
+        assert shoal.stop() == 0
+        wait_until_gone(pids, 5)
+
+
+def ask_anew(url: str, name: str) -> int:
+    """Count points over a new connection, which whoever accepts first answers."""
+    answer = httpx.post(f"{url}/collections/{name}/points/count", json={}, timeout=60)
+    count: int = answer.raise_for_status().json()["result"]["count"]
+    return count
+
+
+def test_nothing_of_several_routers_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
+    with ShoalProcess(tmp_path / "data", "--shard-servers", "1", "--routers", "2") as shoal:
+        pids = list(shoal.processes())
+        os.kill(shoal.pid, signal.SIGKILL)
+        wait_until_gone(pids[1:], 20)
+
+
 def test_it_serves_from_s3(s3_url: str) -> None:
     with ShoalProcess(f"{s3_url}/cluster", "--shard-servers", "1") as shoal:
         client = QdrantClient(url=shoal.url, timeout=60)

@@ -31,11 +31,14 @@ K = 10
 BATCH = 64
 CLIENTS = (1, 4, 16, 32, 64)
 MANY = 32
+QUANTILES = (0.5, 0.99, 0.999)
 SECONDS = 6.0
 TARGET = 0.95
 ROUNDS = 3
 """Shoal and what it is compared with take turns, and the median of the ratios counts."""
-CHROMA_WIDTHS = (100, 200, 300, 400, 600)
+NPROBES = (1, 2, 4, 8, 16, 32, 64)
+"""Where the curves of recall and rate are taken."""
+CHROMA_WIDTHS = (25, 50, 100, 200, 300, 400, 600)
 
 
 class Figures:
@@ -43,17 +46,22 @@ class Figures:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.curves: dict[str, dict[str, list[tuple[float, ...]]]] = {}
+        """Points of each line of each plot."""
         self._console = Console(highlight=False)
 
     def note(self, name: str, value: float) -> None:
         self.values[name] = value
         self._console.print(f"{name}: {value:,.4g}")
 
+    def point(self, plot: str, line: str, *at: float) -> None:
+        self.curves.setdefault(plot, {}).setdefault(line, []).append(at)
+
     def load(self, name: str, outcome: Outcome, per_request: int = 1) -> None:
         if outcome.failures:
             raise RuntimeError(f"{name}: {outcome.failures} requests failed")
         self.note(f"{name}, queries/s", outcome.rate * per_request)
-        for share, word in ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")):
+        for share, word in zip(QUANTILES, ("p50", "p99", "p99.9"), strict=True):
             self.note(f"{name}, {word} ms", outcome.quantile(share))
 
     def show(self) -> None:
@@ -81,12 +89,16 @@ def main() -> None:
             if peer == "chromadb":
                 measure_chroma(Path(folder), chosen, figures)
             else:
-                for name, value in peers.embedded(peer, chosen, TARGET).items():
+                measured = peers.embedded(peer, chosen, TARGET)
+                for name, value in measured.items():
                     figures.note(f"{peer} (embedded): {name}", value)
+                at = measured["recall"], measured["queries_per_second"]
+                figures.point("recall and rate", f"{peer}, embedded, 2 threads", *at)
     figures.show()
     if arguments.out is not None:
         about = {"data": chosen.name, "rows": len(chosen.vectors), "cores": os.cpu_count()}
-        arguments.out.write_text(json.dumps(about | {"figures": figures.values}, indent=1) + "\n")
+        measured = {"figures": figures.values, "curves": figures.curves}
+        arguments.out.write_text(json.dumps(about | measured, indent=1) + "\n")
 
 
 def measure_shoal(directory: Path, chosen: data.DataSet, shards: int, figures: Figures) -> None:
@@ -106,6 +118,8 @@ def measure_shoal(directory: Path, chosen: data.DataSet, shards: int, figures: F
             outcome = closed(shoal, singles, clients, warm_up=0)
             cpu = shoal.cpu_seconds() - cpu
             figures.load(f"{clients} clients", outcome)
+            at = (outcome.rate, *map(outcome.quantile, QUANTILES))
+            figures.point("latency against load", "closed loop", *at)
             figures.note(f"{clients} clients, CPU ms/query", 1_000 * cpu / len(outcome.latencies))
             answered = [answer for answer in outcome.answers if answer]
             if len(answered) == len(singles):
@@ -116,15 +130,19 @@ def measure_shoal(directory: Path, chosen: data.DataSet, shards: int, figures: F
             load = Load(
                 url=shoal.url, requests=singles, clients=256, seconds=SECONDS, rate=share * peak
             )
-            figures.load(f"open loop at {share:.0%} of that of {MANY} clients", generate(load))
-        compare_with_faiss(shoal, directory, chosen, figures)
+            outcome = generate(load)
+            figures.load(f"open loop at {share:.0%} of that of {MANY} clients", outcome)
+            at = (outcome.rate, *map(outcome.quantile, QUANTILES))
+            figures.point("latency against load", "open loop", *at)
+        raw = RawFaiss(directory)
+        compare_with_faiss(shoal, raw, chosen, figures)
+        measure_curve(shoal, chosen, raw, figures)
         measure_ingest(shoal, chosen, singles, figures)
 
 
 def compare_with_faiss(
-    shoal: services.Service, directory: Path, chosen: data.DataSet, figures: Figures
+    shoal: services.Service, raw: RawFaiss, chosen: data.DataSet, figures: Figures
 ) -> None:
-    raw = RawFaiss(directory)
     figures.note("rows in indexes", raw.rows)
     figures.note("raw FAISS, recall@10", chosen.recall(raw.search(chosen.queries, K), K))
     singles = collection.single_queries(shoal.url, chosen.queries, K)
@@ -144,6 +162,22 @@ def compare_with_faiss(
         figures.note(f"round {number}: one client, p50 ms", idle)
     figures.note("RATIO batches: Shoal to raw FAISS", float(np.median(shares)))
     figures.note("DIFFERENCE one query: Shoal less raw FAISS, ms", float(np.median(gaps)))
+
+
+def measure_curve(
+    shoal: services.Service, chosen: data.DataSet, raw: RawFaiss, figures: Figures
+) -> None:
+    """Recall and rate of Shoal, and of FAISS by itself, at one nprobe after the other."""
+    for nprobe in NPROBES:
+        requests = collection.single_queries(shoal.url, chosen.queries, K, nprobe)
+        outcome = closed(shoal, requests, MANY)
+        answered = np.array(collection.found([one for one in outcome.answers if one]))
+        figures.point(
+            "recall and rate", f"Shoal, {MANY} clients", chosen.recall(answered, K), outcome.rate
+        )
+        recall = chosen.recall(raw.search(chosen.queries, K, nprobe), K)
+        rate = raw.rate(chosen.queries, K, BATCH, SECONDS / 2, nprobe)
+        figures.point("recall and rate", f"raw FAISS, batches of {BATCH}", recall, rate)
 
 
 def measure_ingest(
@@ -179,6 +213,7 @@ def measure_chroma(folder: Path, chosen: data.DataSet, figures: Figures) -> None
             recall = chosen.recall(chroma.found([one for one in outcome.answers if one]), K)
             figures.note(f"chromadb at ef_search {width}, recall@10", recall)
             figures.load(f"chromadb at ef_search {width}, {MANY} clients", outcome)
+            figures.point("recall and rate", f"chromadb, {MANY} clients", recall, outcome.rate)
             if recall >= TARGET or width == CHROMA_WIDTHS[-1]:
                 break
     ratios = []

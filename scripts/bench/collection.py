@@ -71,11 +71,14 @@ def settle(url: str) -> None:
     client.close()
 
 
-def single_queries(url: str, queries: Vectors, limit: int) -> list[bytes]:
-    """A request for each of ``queries``."""
+def single_queries(
+    url: str, queries: Vectors, limit: int, nprobe: int | None = None
+) -> list[bytes]:
+    """A request for each of ``queries``; ``nprobe`` None: as calibrated."""
     where = f"{url}/collections/{NAME}/points/query"
+    pinned = {} if nprobe is None else {"params": {"nprobe": nprobe}}
     return [
-        load.request("POST", where, orjson.dumps(_query(query, limit), option=_NUMPY))
+        load.request("POST", where, orjson.dumps(_query(query, limit) | pinned, option=_NUMPY))
         for query in queries
     ]
 

@@ -26,7 +26,7 @@ class RawFaiss:
         store = LocalObjectStore(data)
         collection = Catalog(store).get(NAME)
         self._config: ShardConfig = collection.config
-        self._indexes: list[tuple[faiss.Index, faiss.SearchParameters, Rows]] = []
+        self._indexes: list[tuple[faiss.Index, Calibration, Rows]] = []
         self._vectors: list[Vectors] = []
         for shard in range(collection.shard_count):
             prefix = f"{collection.prefix}/shard-{shard:04d}"
@@ -38,11 +38,15 @@ class RawFaiss:
     def rows(self) -> int:
         return sum(len(ids) for _, _, ids in self._indexes)
 
-    def search(self, queries: Vectors, k: int) -> Rows:
-        """Ids of the nearest, (q, k)."""
+    def search(self, queries: Vectors, k: int, nprobe: int | None = None) -> Rows:
+        """Ids of the nearest, (q, k); ``nprobe`` None: as calibrated."""
         queries = self._config.prepare(queries)
         found, scores = [], []
-        for index, parameters, ids in self._indexes:
+        for index, calibration, ids in self._indexes:
+            parameters = faiss.IndexRefineSearchParameters(
+                k_factor=calibration.oversampling,
+                base_index_params=faiss.SearchParametersIVF(nprobe=nprobe or calibration.nprobe),
+            )
             near, rows = index.search(queries, k, params=parameters)
             found.append(ids[rows])
             scores.append(near if self._config.distance.higher_is_nearer else -near)
@@ -50,12 +54,14 @@ class RawFaiss:
         nearest: Rows = np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)
         return nearest
 
-    def rate(self, queries: Vectors, k: int, batch: int, seconds: float) -> float:
+    def rate(
+        self, queries: Vectors, k: int, batch: int, seconds: float, nprobe: int | None = None
+    ) -> float:
         """Queries a second in batches, one after the other, with as many threads as FAISS has."""
         done, started = 0, perf_counter()
         while (took := perf_counter() - started) < seconds:
             first = done % (len(queries) - batch + 1)
-            self.search(queries[first : first + batch], k)
+            self.search(queries[first : first + batch], k, nprobe)
             done += batch
         return done / took
 
@@ -65,9 +71,5 @@ class RawFaiss:
         index = faiss.IndexRefineFlat(base, faiss.swig_ptr(vectors))
         index.own_fields = False
         self._vectors.append(vectors)  # FAISS has but a pointer to them.
-        parameters = faiss.IndexRefineSearchParameters(
-            k_factor=calibration.oversampling,
-            base_index_params=faiss.SearchParametersIVF(nprobe=calibration.nprobe),
-        )
         ids = np.array(decode_ids(np.load(segment / "keys.npy")), np.int64)
-        self._indexes.append((index, parameters, ids))
+        self._indexes.append((index, calibration, ids))

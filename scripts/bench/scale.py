@@ -172,7 +172,9 @@ def main() -> None:
 def _shown(measured: Iterator[Row]) -> Iterator[Row]:
     console = Console(highlight=False)
     for row in measured:
-        console.print(", ".join(f"{key}: {value:,.4g}" for key, value in row.items()))
+        console.print(
+            ", ".join(f"{key}: {value:,.4g}" for key, value in row.items()), soft_wrap=True
+        )
         yield row
 
 
