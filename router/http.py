@@ -16,6 +16,7 @@ from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
 from shard.objects import ObjectStore
+from shard.scheduling import ask_for_short_slices
 
 DRAIN_SECONDS = 5
 """Time for requests under way when a router stops."""
@@ -42,6 +43,7 @@ async def routing(
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
     )
+    ask_for_short_slices()
     serving = asyncio.create_task(server.serve([listening]))
     # What was imported stays: the garbage collector need not look through it time and again.
     gc.collect()

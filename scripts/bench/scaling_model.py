@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-MEASURED_SHARDS, MEASURED_DIMENSION = 4, 128
+MEASURED_SHARDS = 4
 LEAST_INDEXED_ROWS = 100_000
 """Collections of fewer rows are scanned, and no measure of an index."""
 
@@ -51,26 +51,30 @@ class Model:
     scan_ms: float
     """For a shard, a square root of its rows, and a dimension."""
     code_bytes: float
-    """Of memory, a vector of the measured dimension."""
+    """Of memory, a vector of the measured ``dimension``."""
     process_bytes: float
     """Of memory beside that, of all shard servers measured together."""
+    dimension: int
 
     @staticmethod
     def fit(
-        rows: NDArray[np.float64], cpu_ms: NDArray[np.float64], memory: NDArray[np.float64]
+        rows: NDArray[np.float64],
+        cpu_ms: NDArray[np.float64],
+        memory: NDArray[np.float64],
+        dimension: int,
     ) -> Model:
         """From CPU time a query and bytes of memory a vector, at those numbers of ``rows`` (n,)."""
-        scanned = MEASURED_SHARDS * np.sqrt(rows / MEASURED_SHARDS) * MEASURED_DIMENSION
+        scanned = MEASURED_SHARDS * np.sqrt(rows / MEASURED_SHARDS) * dimension
         fixed, scan = _relative_fit(np.stack([np.ones(len(rows)), scanned], 1), cpu_ms)
         code, process = _relative_fit(np.stack([rows, np.ones(len(rows))], 1), memory * rows)
-        return Model(fixed, scan, code, process)
+        return Model(fixed, scan, code, process, dimension)
 
     def cpu_ms(self, rows: float, shards: int, dimension: int) -> float:
         return self.fixed_ms + self.scan_ms * shards * sqrt(rows / shards) * dimension
 
     def memory(self, rows: float, dimension: int) -> float:
         """Bytes of all codes; all but the 8 of an id are in proportion to the dimension."""
-        return rows * (8 + (self.code_bytes - 8) * dimension / MEASURED_DIMENSION)
+        return rows * (8 + (self.code_bytes - 8) * dimension / self.dimension)
 
 
 def _relative_fit(terms: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float]:
@@ -95,11 +99,11 @@ def main() -> None:
         np.array([row[name] for row in measured])
         for name in ("rows", "CPU ms/query", "anonymous memory, bytes/vector")
     )
-    model = Model.fit(rows, cpu, memory)
+    model = Model.fit(rows, cpu, memory, measured[0]["dimension"])
     console = Console(highlight=False)
     console.print(model)
     for count, took, used in zip(rows, cpu, memory, strict=True):
-        fitted = model.cpu_ms(count, MEASURED_SHARDS, MEASURED_DIMENSION)
+        fitted = model.cpu_ms(count, MEASURED_SHARDS, model.dimension)
         bytes_a_vector = model.code_bytes + model.process_bytes / count
         console.print(
             f"{count:,.0f} rows: CPU {took:.3f} ms/query measured, {fitted:.3f} fitted; "

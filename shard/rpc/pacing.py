@@ -22,7 +22,7 @@ SEARCHED_SECONDS = 0.5
 """Without a search for so long there is none to give way to."""
 LOOK_SECONDS = 0.2
 """Between looks at how busy the cores are; the kernel counts in steps of 0.01."""
-LEAST_RATE, FIRST_RATE = 0.5e6, 2e6
+LEAST_RATE, FIRST_RATE = 0.3e6, 1.2e6
 """Bytes a second: what is written whatever searches there are, and where the limit begins."""
 LONGEST_SECONDS = 5.0
 """Most that a write is held back."""

@@ -31,6 +31,7 @@ from shard.rpc.hosting import HostedShard, Hosting, ShardId
 from shard.rpc.pacing import CoreTimes, WritePacer
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
+from shard.scheduling import ask_for_short_slices
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class ShardServer:
         self._address = f"{host}:{port}"
         cores = len(os.sched_getaffinity(0))
         self._threads = search_threads or cores
-        self._readers = ThreadPoolExecutor(self._threads, "search", faiss.omp_set_num_threads, (1,))
+        self._readers = ThreadPoolExecutor(self._threads, "search", _answer_searches)
         self._builder = ThreadPoolExecutor(1, "build", _work_in_background)
         self._hosting = Hosting(store, scratch, self._builder)
         self._pacer = WritePacer(CoreTimes().busy)
@@ -113,6 +114,7 @@ class ShardServer:
         return self._hosting.status()
 
     def _run(self, started: Future[int]) -> None:
+        ask_for_short_slices()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(started))
 
@@ -287,6 +289,11 @@ class ShardServer:
             for one in running:
                 one.cancel()
         return [shares[number % hands][number // hands] for number in range(len(reads))]
+
+
+def _answer_searches() -> None:
+    faiss.omp_set_num_threads(1)
+    ask_for_short_slices()
 
 
 def _work_in_background() -> None:
