@@ -87,8 +87,8 @@ async def test_a_rate_that_keeps_the_cores_not_quite_busy_is_found(
     recent: list[tuple[float, int]] = []
 
     def busy() -> float:
-        written = sum(size for at, size in recent if machine.now - at <= 1.0)
-        return 0.5 + 0.3 * written / 1e6
+        written = sum(size for at, size in recent if machine.now - at <= LOOK_SECONDS)
+        return 0.5 + 0.3 * written / LOOK_SECONDS / 1e6
 
     monkeypatch.setattr(machine.pacer, "_busy", busy)
     began = machine.now
