@@ -92,7 +92,7 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     distance: Distance
     recall_target: float = 0.95
     """Aimed-at recall@10 of a search that pins neither ``nprobe`` nor ``exact``."""
-    flat_threshold: int = 20_000
+    flat_threshold: int = 10_000
     """Rows up to which a segment is searched by exact scan and gets no IVF-PQ index."""
     share: float = 1.0
     """Of the collection's rows, about: what of the nearest points to a query may be here."""
