@@ -229,6 +229,26 @@ def test_a_target_out_of_reach_leaves_the_segment_flat(
     assert segment.calibrate(CONFIG) is None
 
 
+@pytest.mark.parametrize(
+    ("dimension", "codes", "distance"),
+    [(7, 4, Distance.EUCLID), (511, 256, Distance.COSINE), (513, 129, Distance.EUCLID)],
+)
+def test_dimensions_that_codes_do_not_divide(
+    tmp_path: Path, dimension: int, codes: int, distance: Distance
+) -> None:
+    config = ShardConfig(dimension=dimension, distance=distance)
+    vectors = config.prepare(clustered(2_050, dimension, 0))
+    stored, queries = vectors[50:], vectors[:50]
+    write(tmp_path / "segment", stored, config)
+    assert build_index(tmp_path / "segment", config) is not None
+    segment = Segment.open(tmp_path / "segment", config)
+    assert segment.index_name.endswith(f",PQ{codes}x4fs")
+    found, _ = segment.search(queries, 10, exact=False, nprobe=None, oversampling=None, alive=None)
+    truth, _ = segment.search(queries, 10, exact=True, nprobe=None, oversampling=None, alive=None)
+    hits = [len(np.intersect1d(one, true)) for one, true in zip(found, truth, strict=True)]
+    assert np.mean(hits) > 9
+
+
 @pytest.mark.parametrize("rows", [1, 2, 11, 40])
 def test_an_index_over_few_rows(tmp_path: Path, rows: int) -> None:
     write(tmp_path / "segment", clustered(rows, 7, 0), CONFIG)

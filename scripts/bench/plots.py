@@ -58,7 +58,7 @@ def draw_latency(lines: dict[str, Any], title: str, path: Path) -> None:
 
 
 def draw_scale(rows: list[dict[str, float]], title: str, path: Path) -> None:
-    counted, *names = rows[0]
+    counted, *names = (name for name in rows[0] if name != "dimension")
     figure, every = pyplot.subplots(
         -(-len(names) // 3), 3, figsize=(9, 2.3 * -(-len(names) // 3)), layout="constrained"
     )

@@ -15,6 +15,10 @@ from shard.model import Distance, Mask, Rows, Vectors
 
 _SAMPLE_PER_LIST = 40
 """Vectors that a list is trained on; FAISS warns of fewer than 39."""
+_MANY_DIMENSIONS = 512
+"""From here on a code is for four dimensions, a bit for each as in RaBitQ; below, it is for two.
+With many dimensions codes' errors even out: half the memory, and faster at equal recall (measured).
+"""
 _ITERATIONS = 8
 _ADD_ROWS = 65_536
 
@@ -33,27 +37,29 @@ class IvfPqIndex:
         """Train on a sample of ``vectors`` (n, d), prepared float32, n > 0, and add them all.
 
         There are two lists per square root of n, half of what FAISS advises for codes that are
-        slower to scan: shorter lists would cost more than they spare. Two dimensions a code.
+        slower to scan: shorter lists would cost more than they spare.
         """
         rows, dimension = vectors.shape
         lists = max(1, min(int(2 * rows**0.5), rows // _SAMPLE_PER_LIST))
-        padded = dimension + dimension % 2
+        width = 4 if dimension >= _MANY_DIMENSIONS else 2
+        codes = -(-dimension // width)
+        padded = codes * width
         # By inner product also for cosine: by L2 distance a zero vector would be nearer to a query
         # than most others. It is also the faster one, with one look-up table for all lists.
         metric = faiss.METRIC_INNER_PRODUCT if distance.higher_is_nearer else faiss.METRIC_L2
-        index = faiss.index_factory(padded, f"IVF{lists},PQ{padded // 2}x4fs", metric)
+        index = faiss.index_factory(padded, f"IVF{lists},PQ{codes}x4fs", metric)
         index.cp.niter = _ITERATIONS
         index.cp.max_points_per_centroid = _SAMPLE_PER_LIST
         index.cp.min_points_per_centroid = 1
         index.pq.cp.min_points_per_centroid = 1
         generator = np.random.default_rng(seed)
         sampled = generator.choice(rows, min(rows, max(lists, 256) * _SAMPLE_PER_LIST), False)
-        sample = _pad(vectors[np.sort(sampled)])
+        sample = _pad(vectors[np.sort(sampled)], padded)
         if len(sample) < 16:  # FAISS wants as many vectors as a code has values.
             sample = np.resize(sample, (16, padded))
         index.train(sample)
         for start in range(0, rows, _ADD_ROWS):
-            index.add(_pad(vectors[start : start + _ADD_ROWS]))
+            index.add(_pad(vectors[start : start + _ADD_ROWS], padded))
         return cls(index)
 
     @classmethod
@@ -87,12 +93,13 @@ class IvfPqIndex:
             selector = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
             parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
         rows: Rows
-        _, rows = self._index.search(_pad(queries), count, params=parameters)
+        _, rows = self._index.search(_pad(queries, self._index.d), count, params=parameters)
         return rows
 
 
-def _pad(vectors: Vectors) -> Vectors:
-    """With a zero added where the dimension is odd, which changes no distance."""
-    if vectors.shape[1] % 2:
-        return np.pad(vectors, ((0, 0), (0, 1)))
+def _pad(vectors: Vectors, dimension: int) -> Vectors:
+    """With zeros added up to ``dimension``, which change no distance."""
+    missing = dimension - vectors.shape[1]
+    if missing:
+        return np.pad(vectors, ((0, 0), (0, missing)))
     return np.ascontiguousarray(vectors)
