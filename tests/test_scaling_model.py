@@ -28,6 +28,7 @@ def test_larger_shards_take_less_of_a_query() -> None:
     model = Model(fixed_ms=0.3, scan_ms=2e-6, code_bytes=50.0, process_bytes=1e7, dimension=128)
     assert model.cpu_ms(1e8, 5, 768) < model.cpu_ms(1e8, 20, 768)
     assert model.memory(1e8, 256) == pytest.approx(1e8 * (8 + 2 * 42))
+    assert model.memory(1e8, 768) == pytest.approx(1e8 * (8 + 3 * 42))
 
 
 def test_requests_are_counted_with_the_sizes_that_the_write_path_has() -> None:

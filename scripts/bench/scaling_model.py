@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from shard.index.ivfpq import code_width
+
 MEASURED_SHARDS = 4
 LEAST_INDEXED_ROWS = 100_000
 """Collections of fewer rows are scanned, and no measure of an index."""
@@ -73,8 +75,11 @@ class Model:
         return self.fixed_ms + self.scan_ms * shards * sqrt(rows / shards) * dimension
 
     def memory(self, rows: float, dimension: int) -> float:
-        """Bytes of all codes; all but the 8 of an id are in proportion to the dimension."""
-        return rows * (8 + (self.code_bytes - 8) * dimension / self.dimension)
+        """Bytes of all codes; all but the 8 of an id are in proportion to the codes' number."""
+        codes = dimension / code_width(dimension)
+        return rows * (
+            8 + (self.code_bytes - 8) * codes * code_width(self.dimension) / self.dimension
+        )
 
 
 def _relative_fit(terms: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float]:
