@@ -51,6 +51,12 @@ def choose_merge(layers: Sequence[Layer], config: ShardConfig, *, settled: bool)
         chosen = _with_smaller(waiting, segments, _SETTLED_TIER)
         if gets_index(chosen, config):
             return chosen
+    if settled:
+        indexed = [one for one in segments if one.source.indexed]
+        for number, one in enumerate(indexed):
+            chosen = _with_smaller([one], indexed[number:], _SETTLED_TIER)
+            if len(chosen) > 1 and gets_index(chosen, config):
+                return chosen
     return []
 
 

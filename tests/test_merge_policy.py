@@ -178,3 +178,13 @@ def test_merged_layers_are_their_live_rows_in_key_order(groups: list[list[int]],
             found[point] = (vector[0], payload)
     assert found == expected
     assert list(found) == sorted(expected)
+
+
+def test_indexed_segments_are_merged_once_nothing_is_written() -> None:
+    many = [layer(rows, indexed=True) for rows in (50_000, 25_000, 10_000)]
+    assert choose_merge(many, INDEXED, settled=False) == []
+    assert [one.live for one in settle(many, INDEXED, settled=True)[0]] == [85_000]
+    apart = [layer(rows, indexed=True) for rows in (100_000, 10_000)]
+    assert choose_merge(apart, INDEXED, settled=True) == []
+    # They keep their indexes where the merged one would get none.
+    assert choose_merge(many, FLAT, settled=True) == []

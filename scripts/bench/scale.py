@@ -32,7 +32,7 @@ from shard.rpc.client import ShardClient
 
 ROWS = (10_000, 100_000, 1_000_000, 5_000_000)
 SHARDS = (1, 4, 16)
-ROUTERS = (1, 2, 4)
+ROUTERS = (1, 2)
 _SHARD_COUNT = 4
 _CALLS = 20_000
 _QUANTILES = 2_001
