@@ -33,8 +33,10 @@ def main() -> None:
             for name, lines in measured["curves"].items():
                 stem = f"{path.stem}-{name.replace(' ', '-')}"
                 DRAWN[name](lines, title, path.with_name(f"{stem}.svg"))
-        elif isinstance(measured.get("rows"), list) and next(iter(measured["rows"][0])) in _COUNTED:
-            draw_scale(measured["rows"], measured["data"], path.with_suffix(".svg"))
+            continue
+        rows = measured.get("rows")
+        if isinstance(rows, list) and len(rows) > 1 and next(iter(rows[0])) in _COUNTED:
+            draw_scale(rows, measured["data"], path.with_suffix(".svg"))
 
 
 def draw_recall(lines: dict[str, Any], title: str, path: Path) -> None:
