@@ -35,7 +35,7 @@ def main() -> None:
                 DRAWN[name](lines, title, path.with_name(f"{stem}.svg"))
             continue
         rows = measured.get("rows")
-        if isinstance(rows, list) and len(rows) > 1 and next(iter(rows[0])) in _COUNTED:
+        if "data" in measured and len(rows) > 1 and next(iter(rows[0])) in _COUNTED:
             draw_scale(rows, measured["data"], path.with_suffix(".svg"))
 
 

@@ -40,7 +40,8 @@ class CoreTimes:
         before, self._before = self._before, psutil.cpu_times()
         spent = [now - then for then, now in zip(before, self._before, strict=True)]
         idle = self._before.idle - before.idle + self._before.iowait - before.iowait
-        return 1 - idle / max(sum(spent), 1e-6)
+        total = sum(spent)
+        return 1 - idle / total if total > 0 else 0.0
 
 
 class WritePacer:
@@ -66,8 +67,13 @@ class WritePacer:
         if self._rate is None:
             return
         begin = min(max(now, self._next_at), now + LONGEST_SECONDS)
-        self._next_at = begin + size / self._rate
-        await asyncio.sleep(begin - now)
+        took = size / self._rate
+        self._next_at = begin + took
+        try:
+            await asyncio.sleep(begin - now)
+        except asyncio.CancelledError:
+            self._next_at -= took
+            raise
 
     def _adjust(self, now: float) -> None:
         if now - self._searched_at > SEARCHED_SECONDS:

@@ -200,6 +200,8 @@ class ShardServer:
             operations = codec.decode_operations(write.operations, shard.config.dimension)
             writes.append((shard, operations))
         await self._pacer.turn(request.ByteSize())
+        # Meanwhile a shard may have left, or failed.
+        writes = [(self._hosting.find(shard.id), operations) for shard, operations in writes]
         sequences = await asyncio.gather(
             *(_write_one(shard, operations, request.wait) for shard, operations in writes)
         )
