@@ -1,4 +1,4 @@
-"""Writes that give way to searches: with a clock and cores of the test's own, and over the wire."""
+"""Writes that give way to searches, with a clock and cores of the test's own."""
 
 from __future__ import annotations
 
