@@ -18,6 +18,10 @@ Why two writers never both acknowledge a write, with no clock or lease:
 3. A batch whose put had no answer may have been replayed and deleted by the next writer when it is
    put again. The put then succeeds, and rightly is acknowledged, since the next writer has the
    batch; the slot after it is that writer's fence.
+4. A fence that was put into a freed slot and given up stays there, and hides the gap from another
+   recovery that still replays from an older snapshot. What a take-over replays therefore counts
+   only once the snapshot it began from is found to be the newest still: truncation comes after a
+   newer one, so nothing beyond was deleted. The claim of the manifest is that check.
 
 The scheme of a put at the next number that fences is SlateDB's.
 """
@@ -112,8 +116,9 @@ class WriteAheadLog:
 
         ``after`` is the sequence that the newest snapshot covers, 0 without one. The iterator must
         be used up. Raises Fenced when another writer took over meanwhile; Corrupt when a record is
-        damaged or missing; Unavailable. Records are also missing when another writer has truncated
-        what a newer snapshot covers: look for one before you believe in the damage.
+        damaged or missing; Unavailable. Records are also missing, and not always noticed, when
+        another writer has truncated what a newer snapshot covers: look for one afterwards, before
+        you believe in the damage or in the records, and begin again from it.
         """
         self._writer = uuid.uuid4().bytes
         self._failure, self._fenced = f"{self._prefix}: not taken over", False

@@ -228,6 +228,41 @@ def test_writers_that_race_for_a_shard_lose_nothing_acknowledged(
         engine.close()
 
 
+class _Interrupted(FaultyStore):
+    """Lets somebody else act just before a conditional put of ``at``, once."""
+
+    def __init__(self, inner: ObjectStore, at: str, act: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._at, self._act = at, act
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if key == self._at:
+            self._at = ""
+            self._act()
+        return super().put_if_absent(key, data)
+
+
+def test_a_gap_in_the_log_that_a_fence_hides_loses_nothing(
+    opened: Callable[..., ShardEngine], store: LocalObjectStore
+) -> None:
+    """Two recoveries are held up at their fence; the first one's hides the gap from the second."""
+    first = opened()
+    first.write([upsert([1], 1)]).result()
+    slot = f"{PREFIX}/log/{3:020d}"
+
+    def move_on() -> None:
+        for number in (2, 3):
+            first.write([upsert([number], number)]).result()
+        first.snapshot()
+        fence = log_module._encode(3, b"given up already", log_module._FENCE, [])
+        assert store.put_if_absent(slot, fence), "the slot is free again"
+
+    second = opened(store=_Interrupted(store, slot, move_on), scratch="other")
+    assert set(contents(second)) == {1, 2, 3}
+    with pytest.raises(Fenced):
+        first.write([upsert([4], 4)]).result()
+
+
 def test_only_what_the_manifest_names_is_kept(
     opened: Callable[..., ShardEngine],
     store: LocalObjectStore,

@@ -559,7 +559,8 @@ class _Engine:
             try:
                 for record in self.log.take_over(covered):
                     self.state += [(record.sequence, each[0]) for each in ids_of([record])]
-                return
+                if self.snapshot()[0] == covered:
+                    return
             except Corrupt:
                 assert self.snapshot()[0] > covered, "damage, and nobody truncated"
 
