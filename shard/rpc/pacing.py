@@ -10,10 +10,15 @@ slowed down by waiting alone, since the next batch follows the answer to the las
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 
 import psutil
+
+from shard.errors import Overloaded
 
 BUSY = 0.8
 """Share of all cores' time from which on searches wait for a core. Higher, and machines of two
@@ -22,26 +27,63 @@ SEARCHED_SECONDS = 0.5
 """Without a search for so long there is none to give way to."""
 LOOK_SECONDS = 0.2
 """Between looks at how busy the cores are; the kernel counts in steps of 0.01."""
+STALE_SECONDS = 1.0
+"""A look back at longer than this says nothing about now."""
 LEAST_RATE, FIRST_RATE = 0.3e6, 1.2e6
 """Bytes a second: what is written whatever searches there are, and where the limit begins."""
 LONGEST_SECONDS = 5.0
-"""Most that a write is held back."""
+"""About the most that a write is held back: the rate is raised to what waits in that time."""
+MAX_WAITING_BYTES = 64 << 20
+"""More than this waiting, and writes are refused."""
 _DOWN, _UP = 0.5, 1.5
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class CoreTimes:
-    """How busy the machine's cores are, this process and all others together."""
+    """How busy the cores are that this process may use, by all that runs on them.
 
-    def __init__(self) -> None:
-        self._before = psutil.cpu_times()
+    That is the machine's cores, or the container's quota of them where that is used up first.
+    """
+
+    def __init__(self, cgroup: Path = _CGROUP) -> None:
+        self._cgroup = cgroup
+        self._quota = _quota(cgroup)
+        self._before = self._look()
 
     def busy(self) -> float:
-        """The share of the cores' time since the last call that was not idle."""
-        before, self._before = self._before, psutil.cpu_times()
-        spent = [now - then for then, now in zip(before, self._before, strict=True)]
-        idle = self._before.idle - before.idle + self._before.iowait - before.iowait
-        total = sum(spent)
-        return 1 - idle / total if total > 0 else 0.0
+        """The share of the cores' time since the last call that could not be had."""
+        before, self._before = self._before, self._look()
+        free, total, used, at = (now - then for then, now in zip(before, self._before, strict=True))
+        machine = 1 - free / total if total > 0 else 0.0
+        if self._quota is None or at <= 0:
+            return machine
+        return max(machine, used / (at * self._quota))
+
+    def _look(self) -> tuple[float, float, float, float]:
+        """Seconds so far: of all cores that were free, of all, those of the container, and now."""
+        times = psutil.cpu_times()._asdict()
+        free = times["idle"] + times.get("iowait", 0.0)
+        if os.getpriority(os.PRIO_PROCESS, 0) <= 0:
+            free += times["nice"]  # Builds of indexes, which let go of a core that another wants.
+        # Guests' time is within the user's.
+        total = sum(spent for name, spent in times.items() if not name.startswith("guest"))
+        used = 0.0 if self._quota is None else _used_seconds(self._cgroup)
+        return free, total, used, monotonic()
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Cores that the control group may use; None without a limit, or where it cannot be told."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        _used_seconds(cgroup)
+        return int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _used_seconds(cgroup: Path) -> float:
+    fields = dict(line.split() for line in (cgroup / "cpu.stat").read_text().splitlines())
+    return int(fields["usage_usec"]) / 1e6
 
 
 class WritePacer:
@@ -52,36 +94,68 @@ class WritePacer:
         self._busy = busy
         self._rate: float | None = None
         """Bytes a second; None: no limit."""
-        self._next_at = float("-inf")
+        self._owed = 0.0
+        """Bytes of the writes so far that are still to be made up for by waiting."""
+        self._at = self._looked_at = monotonic()
+        self._searches = 0
         self._searched_at = float("-inf")
-        self._looked_at = monotonic()
+        self._waiting = self._most_waiting = 0
+        """Bytes, and how many there have been since there were none."""
+        self._first = asyncio.Lock()
 
-    def searched(self) -> None:
-        """A search has come."""
-        self._searched_at = monotonic()
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """A search is under way."""
+        self._searches += 1
+        try:
+            yield
+        finally:
+            self._searches -= 1
+            self._searched_at = monotonic()
 
     async def turn(self, size: int) -> None:
-        """Return when a write of ``size`` bytes may begin."""
+        """Return when a write of ``size`` bytes may begin. Raises Overloaded."""
+        # A write larger than the bound is let in when nothing else waits.
+        if self._waiting and self._waiting + size > MAX_WAITING_BYTES:
+            raise Overloaded(f"{self._waiting} bytes of writes are waiting already")
+        self._waiting += size
+        self._most_waiting = max(self._most_waiting, self._waiting)
+        try:
+            async with self._first:
+                while (pause := self._pause()) > 0:  # noqa: ASYNC110 - time alone decides
+                    await asyncio.sleep(min(pause, LOOK_SECONDS))
+                if self._rate is not None:
+                    self._owed += min(size, self._rate * LONGEST_SECONDS)
+        finally:
+            self._waiting -= size
+            if not self._waiting:
+                self._most_waiting = 0
+
+    def _pause(self) -> float:
+        """Seconds to wait, as it looks now, until what is owed is made up for."""
         now = monotonic()
         self._adjust(now)
+        passed, self._at = now - self._at, now
         if self._rate is None:
-            return
-        begin = min(max(now, self._next_at), now + LONGEST_SECONDS)
-        took = size / self._rate
-        self._next_at = begin + took
-        try:
-            await asyncio.sleep(begin - now)
-        except asyncio.CancelledError:
-            self._next_at -= took
-            raise
+            self._owed = 0.0
+            return 0.0
+        rate = max(self._rate, self._most_waiting / LONGEST_SECONDS)
+        self._owed = max(self._owed - passed * rate, 0.0)
+        return self._owed / rate
 
     def _adjust(self, now: float) -> None:
-        if now - self._searched_at > SEARCHED_SECONDS:
+        if not self._searches and now - self._searched_at > SEARCHED_SECONDS:
             self._rate = None
-        elif now - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = now
-            if self._busy() >= BUSY:
-                self._rate = FIRST_RATE if self._rate is None else self._rate * _DOWN
-                self._rate = max(self._rate, LEAST_RATE)
-            elif self._rate is not None:
-                self._rate = None if self._rate > FIRST_RATE else self._rate * _UP
+            return
+        since = now - self._looked_at
+        if since < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        busy = self._busy()
+        if since > STALE_SECONDS:
+            return
+        if busy >= BUSY:
+            self._rate = FIRST_RATE if self._rate is None else self._rate * _DOWN
+            self._rate = max(self._rate, LEAST_RATE)
+        elif self._rate is not None:
+            self._rate = None if self._rate > FIRST_RATE else self._rate * _UP

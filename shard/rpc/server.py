@@ -193,22 +193,21 @@ class ShardServer:
     async def _write(self, request: pb.WriteRequest) -> pb.WriteReply:
         if not request.writes:
             raise InvalidInput("writes: expected at least one")
+        for write in request.writes:
+            self._hosting.find((request.collection_id, write.shard))
+        await self._pacer.turn(request.ByteSize())
         # Everything is decoded before anything is written.
         writes = []
         for write in request.writes:
             shard = self._hosting.find((request.collection_id, write.shard))
             operations = codec.decode_operations(write.operations, shard.config.dimension)
             writes.append((shard, operations))
-        await self._pacer.turn(request.ByteSize())
-        # Meanwhile a shard may have left, or failed.
-        writes = [(self._hosting.find(shard.id), operations) for shard, operations in writes]
         sequences = await asyncio.gather(
             *(_write_one(shard, operations, request.wait) for shard, operations in writes)
         )
         return pb.WriteReply(sequence=max(sequences))
 
     async def _search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        self._pacer.searched()
         shards = self._find(request.target)
         config = shards[0].config
         params = codec.decode_params(request)
@@ -218,9 +217,10 @@ class ShardServer:
         # What the shards alone would leave idle of the threads, the blocks of a batch occupy.
         count = min(-(-self._threads // len(shards)), max(1, len(queries) // _LEAST_BLOCK))
         blocks = np.array_split(queries, count)
-        found = await self._read(
-            [partial(shard.engine.search, block, params) for shard in shards for block in blocks]
-        )
+        with self._pacer.search():
+            found = await self._read(
+                [partial(one.engine.search, block, params) for one in shards for block in blocks]
+            )
         hits = merge.merge_hits(
             [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
             params.limit,
