@@ -163,10 +163,11 @@ def test_a_seed_decides_everything() -> None:
     assert not np.array_equal(first.shard_ms, other.shard_ms)
 
 
-def test_measured_quantiles_are_drawn_between() -> None:
-    times = measured([1.0, 2.0, 10.0])(np.random.default_rng(9), 100_000)
-    assert np.quantile(times, (0.25, 0.5, 0.75)) == pytest.approx([1.5, 2.0, 6.0], rel=0.02)
-    assert 1 <= times.min() < times.max() <= 10
+def test_measured_times_are_drawn_as_often_as_they_were_measured() -> None:
+    times = measured([1.0, 2.0, 2.0, 10.0])(np.random.default_rng(9), 100_000)
+    values, counts = np.unique(times, return_counts=True)
+    assert values.tolist() == [1.0, 2.0, 10.0]
+    assert counts / len(times) == pytest.approx([0.25, 0.5, 0.25], rel=0.03)
 
 
 def test_a_hedge_takes_a_second_replica() -> None:

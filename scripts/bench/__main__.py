@@ -171,7 +171,7 @@ def measure_curve(
     for nprobe in NPROBES:
         requests = collection.single_queries(shoal.url, chosen.queries, K, nprobe)
         outcome = closed(shoal, requests, MANY)
-        answered = np.array(collection.found([one for one in outcome.answers if one]))
+        answered = np.array(collection.found(outcome.every_answer()))
         figures.point(
             "recall and rate", f"Shoal, {MANY} clients", chosen.recall(answered, K), outcome.rate
         )
@@ -189,9 +189,14 @@ def measure_ingest(
         quiet = closed(shoal, singles, 4)
         enough = Event()
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(collection.upsert, shoal.url, chosen.vectors, 0, enough.is_set)
-            busy = closed(shoal, singles, 4)
-            enough.set()
+            upserting = thread.submit(
+                collection.keep_upserting, shoal.url, chosen.vectors, enough.is_set
+            )
+            try:
+                busy = closed(shoal, singles, 4)
+            finally:
+                enough.set()
+        figures.note(f"round {number}: upserts during searches, rows/s", upserting.result())
         figures.load(f"round {number}: 4 clients, quiet", quiet)
         figures.load(f"round {number}: 4 clients, during upserts", busy)
         ratios.append(busy.quantile(0.99) / quiet.quantile(0.99))
@@ -210,7 +215,7 @@ def measure_chroma(folder: Path, chosen: data.DataSet, figures: Figures) -> None
         with chroma.serving() as service:
             requests = chroma.requests(chosen.queries, K)
             outcome = closed(service, requests, MANY)
-            recall = chosen.recall(chroma.found([one for one in outcome.answers if one]), K)
+            recall = chosen.recall(chroma.found(outcome.every_answer()), K)
             figures.note(f"chromadb at ef_search {width}, recall@10", recall)
             figures.load(f"chromadb at ef_search {width}, {MANY} clients", outcome)
             figures.point("recall and rate", f"chromadb, {MANY} clients", recall, outcome.rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import orjson
@@ -38,24 +39,38 @@ def create(url: str, data: DataSet, shards: int) -> None:
     client.close()
 
 
-def upsert(
-    url: str, vectors: Vectors, first_id: int = 0, until: Callable[[], bool] | None = None
-) -> float:
+def upsert(url: str, vectors: Vectors, first_id: int = 0) -> float:
     """Upsert ``vectors`` with ids from ``first_id`` on, and answer the seconds it took.
 
-    Each batch is durable before the next. ``until`` says that it is enough.
+    Each batch is durable before the next.
     """
     client = QdrantClient(url=url, timeout=120)
     started = time.perf_counter()
     for first in range(0, len(vectors), BATCH):
-        if until is not None and until():
-            break
-        some = vectors[first : first + BATCH]
-        ids: list[Any] = list(range(first_id + first, first_id + first + len(some)))
-        client.upsert(NAME, models.Batch(ids=ids, vectors=some.tolist()), wait=True)
+        _upsert_batch(client, vectors, first, first_id)
     took = time.perf_counter() - started
     client.close()
     return took
+
+
+def keep_upserting(url: str, vectors: Vectors, enough: Callable[[], bool]) -> float:
+    """Upsert ``vectors`` round and round until it is ``enough``, and answer the rows a second."""
+    client = QdrantClient(url=url, timeout=120)
+    started, rows = time.perf_counter(), 0
+    for first in cycle(range(0, len(vectors), BATCH)):
+        if enough():
+            break
+        rows += _upsert_batch(client, vectors, first, 0)
+    took = time.perf_counter() - started
+    client.close()
+    return rows / took
+
+
+def _upsert_batch(client: QdrantClient, vectors: Vectors, first: int, first_id: int) -> int:
+    some = vectors[first : first + BATCH]
+    ids: list[Any] = list(range(first_id + first, first_id + first + len(some)))
+    client.upsert(NAME, models.Batch(ids=ids, vectors=some.tolist()), wait=True)
+    return len(some)
 
 
 def settle(url: str) -> None:

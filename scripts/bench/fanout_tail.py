@@ -212,15 +212,12 @@ def lognormal_with_pauses(generator: np.random.Generator, size: int) -> NDArray[
     return body + PAUSE_MS * (generator.random(size) < PAUSE_SHARE)
 
 
-def measured(quantiles: list[float]) -> Service:
-    """Service times with these evenly spaced quantiles, the least and the greatest included,
-    interpolated linearly. A tail needs many: with 101, one request in a hundred would be spread
-    evenly between p99 and the greatest. Pauses are among what was measured; none are added.
-    """
-    shares = np.linspace(0, 1, len(quantiles))
+def measured(samples_ms: list[float]) -> Service:
+    """Service times as they were measured, drawn with replacement; pauses are among them."""
+    samples = np.array(samples_ms)
 
     def draw(generator: np.random.Generator, size: int) -> NDArray[np.float64]:
-        return np.interp(generator.random(size), shares, quantiles)
+        return generator.choice(samples, size)
 
     return draw
 
@@ -235,7 +232,7 @@ _FORMATS = ("", "", ".0%", ".1f", ".1f", ".1f", ".1f", ".1%", ".1%", ",")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--service", type=Path, help='{"service_ms": [evenly spaced quantiles]}')
+    parser.add_argument("--service", type=Path, help='{"service_ms": [samples]}')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -62,6 +62,13 @@ class Outcome:
         """Requests answered a second."""
         return len(self.latencies) / self.seconds
 
+    def every_answer(self) -> list[bytes]:
+        """An answer to each of the requests. Raises RuntimeError when one failed or is missing."""
+        missing = self.answers.count(b"")
+        if missing or self.failures:
+            raise RuntimeError(f"{missing} requests not answered, {self.failures} failed")
+        return self.answers
+
     def quantile(self, share: float) -> float:
         """Milliseconds."""
         return float(np.quantile(self.latencies, share)) * 1_000

@@ -19,7 +19,6 @@ from time import perf_counter
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.catalog import Catalog
@@ -34,8 +33,7 @@ ROWS = (10_000, 100_000, 1_000_000, 5_000_000)
 SHARDS = (1, 4, 16)
 ROUTERS = (1, 2)
 _SHARD_COUNT = 4
-_CALLS = 20_000
-_QUANTILES = 2_001
+_WARM_UP_CALLS, _CALLS = 500, 20_000
 
 Row = dict[str, float]
 
@@ -90,30 +88,29 @@ def routers(folder: Path, name: str) -> Iterator[Row]:
 
 
 def service(folder: Path, name: str) -> list[float]:
-    """Quantiles, in ms, of one search after the other in one shard, over gRPC."""
+    """Milliseconds of one search after the other in one shard, over gRPC."""
     chosen = data.load(name)
     with services.shoal(folder) as shoal:
         collection.fill(shoal.url, chosen, _SHARD_COUNT)
         collection.settle(shoal.url)
-        took = 1_000 * asyncio.run(_shard_seconds(folder, chosen))
-    quantiles: list[float] = np.quantile(took, np.linspace(0, 1, _QUANTILES)).tolist()
-    return quantiles
+        took = asyncio.run(_shard_seconds(folder, chosen))
+    return [round(1_000 * seconds, 3) for seconds in took]
 
 
-async def _shard_seconds(folder: Path, chosen: data.DataSet) -> NDArray[np.float64]:
+async def _shard_seconds(folder: Path, chosen: data.DataSet) -> list[float]:
     store = LocalObjectStore(folder)
     searched = Catalog(store).get(collection.NAME)
     topology = TopologyDocument(store).read()
     client = ShardClient(topology.servers[topology.placements[searched.id][0]])
     params = SearchParams(limit=K)
     took = []
-    for number in range(_CALLS):
+    for number in range(-_WARM_UP_CALLS, _CALLS):
         row = number % len(chosen.queries)
         began = perf_counter()
         await client.search(searched.id, [0], chosen.queries[row : row + 1], params, timeout=10)
         took.append(perf_counter() - began)
     await client.close()
-    return np.array(took)
+    return took[_WARM_UP_CALLS:]
 
 
 def _searches(shoal: services.Service, chosen: data.DataSet) -> Row:
@@ -122,9 +119,8 @@ def _searches(shoal: services.Service, chosen: data.DataSet) -> Row:
     cpu = shoal.cpu_seconds()
     busy = closed(shoal, requests, MANY, warm_up=0)
     cpu = shoal.cpu_seconds() - cpu
-    answers = [answer for answer in busy.answers if answer]
     return {
-        "recall@10": chosen.recall(np.array(collection.found(answers)), K),
+        "recall@10": chosen.recall(np.array(collection.found(busy.every_answer())), K),
         "1 client, p50 ms": idle.quantile(0.5),
         f"{MANY} clients, queries/s": busy.rate,
         f"{MANY} clients, p99 ms": busy.quantile(0.99),
@@ -161,15 +157,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="shoal-bench-") as folder:
-        result: dict[str, object]
         if arguments.mode == "service":
-            result = {"service_ms": service(Path(folder), arguments.data or "glove")}
+            took = service(Path(folder), arguments.data or "glove")
+            result = json.dumps({"service_ms": took})
         else:
             measure, usual = CURVES[arguments.mode]
             name = arguments.data or usual
-            result = {"data": name, "rows": list(_shown(measure(Path(folder), name)))}
+            rows = list(_shown(measure(Path(folder), name)))
+            result = json.dumps({"data": name, "rows": rows}, indent=1)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(result + "\n")
 
 
 def _shown(measured: Iterator[Row]) -> Iterator[Row]:
