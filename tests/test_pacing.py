@@ -212,7 +212,7 @@ def test_cores_are_busy_when_they_work() -> None:
     assert times.busy() > 0.9 / (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize(("cpu_max", "expected"), [("50000 100000", 0.8), ("max 100000", 0.2)])
+@pytest.mark.parametrize(("cpu_max", "expected"), [("50000 100000", 0.8), ("max 100000", 0.4)])
 def test_a_container_has_its_quota_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str, expected: float
 ) -> None:

@@ -10,7 +10,6 @@ slowed down by waiting alone, since the next batch follows the answer to the las
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +26,12 @@ SEARCHED_SECONDS = 0.5
 """Without a search for so long there is none to give way to."""
 LOOK_SECONDS = 0.2
 """Between looks at how busy the cores are; the kernel counts in steps of 0.01."""
-STALE_SECONDS = 1.0
-"""A look back at longer than this says nothing about now."""
 LEAST_RATE, FIRST_RATE = 0.3e6, 1.2e6
 """Bytes a second: what is written whatever searches there are, and where the limit begins."""
 LONGEST_SECONDS = 5.0
 """About the most that a write is held back: the rate is raised to what waits in that time."""
+STALE_SECONDS = 2 * LONGEST_SECONDS
+"""A look back at longer than this says nothing about now."""
 MAX_WAITING_BYTES = 64 << 20
 """More than this waiting, and writes are refused."""
 _DOWN, _UP = 0.5, 1.5
@@ -62,9 +61,8 @@ class CoreTimes:
     def _look(self) -> tuple[float, float, float, float]:
         """Seconds so far: of all cores that were free, of all, those of the container, and now."""
         times = psutil.cpu_times()._asdict()
+        # Builds of indexes count as busy, for all their niceness: searches beside them are slow.
         free = times["idle"] + times.get("iowait", 0.0)
-        if os.getpriority(os.PRIO_PROCESS, 0) <= 0:
-            free += times["nice"]  # Builds of indexes, which let go of a core that another wants.
         # Guests' time is within the user's.
         total = sum(spent for name, spent in times.items() if not name.startswith("guest"))
         used = 0.0 if self._quota is None else _used_seconds(self._cgroup)
@@ -122,6 +120,8 @@ class WritePacer:
         self._most_waiting = max(self._most_waiting, self._waiting)
         try:
             async with self._first:
+                # Only between writes: while this one waits the cores are less busy than they were.
+                self._look()
                 while (pause := self._pause()) > 0:  # noqa: ASYNC110 - time alone decides
                     await asyncio.sleep(min(pause, LOOK_SECONDS))
                 if self._rate is not None:
@@ -134,8 +134,9 @@ class WritePacer:
     def _pause(self) -> float:
         """Seconds to wait, as it looks now, until what is owed is made up for."""
         now = monotonic()
-        self._adjust(now)
         passed, self._at = now - self._at, now
+        if not self._searches and now - self._searched_at > SEARCHED_SECONDS:
+            self._rate = None
         if self._rate is None:
             self._owed = 0.0
             return 0.0
@@ -143,10 +144,8 @@ class WritePacer:
         self._owed = max(self._owed - passed * rate, 0.0)
         return self._owed / rate
 
-    def _adjust(self, now: float) -> None:
-        if not self._searches and now - self._searched_at > SEARCHED_SECONDS:
-            self._rate = None
-            return
+    def _look(self) -> None:
+        now = monotonic()
         since = now - self._looked_at
         if since < LOOK_SECONDS:
             return
