@@ -15,9 +15,10 @@ import ctypes
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from time import monotonic
@@ -25,6 +26,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from shard.builder import Builder, Source
 from shard.compaction import merged
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.log import Record, WriteAheadLog
@@ -44,7 +46,7 @@ from shard.model import (
     Vectors,
 )
 from shard.objects import ObjectStore
-from shard.segment import Segment, build_index, write_segment
+from shard.segment import Segment, write_segment
 from shard.segment_store import SegmentStore
 from shard.state import ShardState
 from shard.view import Layer
@@ -62,6 +64,8 @@ IDLE_SECONDS, IDLE_ROWS = 2.0, 1_024
 """A memtable of so many rows is flushed when nothing has been written for so long."""
 DIRTY_SECONDS = 60.0
 """Any memtable is flushed after this long."""
+MANY_SEGMENTS = 32
+"""With more than so many to scan, it is better for searches that these are merged at their cost."""
 SETTLED_SECONDS = 5.0
 """Segments are tidied up when nothing has been written for so long."""
 BACKOFF_SECONDS = (0.5, 30.0)
@@ -82,7 +86,7 @@ class ShardEngine:
         log: WriteAheadLog,
         manifests: Manifests,
         segments: SegmentStore,
-        builder: Executor,
+        builder: Builder,
         manifest: Manifest,
     ) -> None:
         self._config = config
@@ -122,11 +126,11 @@ class ShardEngine:
 
     @classmethod
     def open(
-        cls, store: ObjectStore, prefix: str, config: ShardConfig, scratch: Path, builder: Executor
+        cls, store: ObjectStore, prefix: str, config: ShardConfig, scratch: Path, builder: Builder
     ) -> ShardEngine:
         """Take the shard at ``prefix`` over from whoever has it, and recover it.
 
-        ``scratch`` is a directory for local copies, emptied here; indexes are built in ``builder``.
+        ``scratch`` is a directory for local copies, emptied here.
         Blocks. Raises Unavailable, Fenced when another writer takes it over at the same time, and
         Corrupt.
         """
@@ -381,7 +385,7 @@ class ShardEngine:
                 self._notify()
             layer, sequence = self._frozen
             if layer is not None:
-                by = self._make_segment([layer], indexed=False) if layer.live else None
+                by = self._make_segment(partial(self._write, layer)) if layer.live else None
                 self._state.replace([layer], by)
             self._frozen = None
             if sequence == self._covered:
@@ -391,25 +395,30 @@ class ShardEngine:
             self._commit_manifest()
             self._log.truncate(sequence)
 
-    def _make_segment(self, sources: Sequence[Layer], *, indexed: bool) -> Layer:
-        """A new segment of the live rows of ``sources``, durable, but not yet named."""
-        config = self._config
+    def _make_segment(self, write: Callable[[Path], tuple[Calibration | None, float]]) -> Layer:
+        """A new segment, durable, but not yet named.
+
+        ``write`` puts it into a directory, and answers `Layer.calibration` and `Layer.unreachable`.
+        """
         segment_id = self._segments.new(self._epoch)
         directory = self._segments.directory(segment_id)
         try:
-            rows = sum(one.live for one in sources)
-            write_segment(directory, merged(sources), rows, config)
-            calibration = build_index(directory, config) if indexed else None
+            calibration, unreachable = write(directory)
             if self._closing.is_set():
                 raise Unavailable("the shard is closing")
-            segment = Segment.open(directory, config)
+            segment = Segment.open(directory, self._config)
             self._segments.upload(segment_id)
         except BaseException:
             self._segments.drop(segment_id)
             self._garbage.add(segment_id)
             raise
-        missed = config.recall_target if indexed and calibration is None else 0.0
-        return Layer(segment, segment_id=segment_id, calibration=calibration, unreachable=missed)
+        return Layer(
+            segment, segment_id=segment_id, calibration=calibration, unreachable=unreachable
+        )
+
+    def _write(self, layer: Layer, directory: Path) -> tuple[None, float]:
+        write_segment(directory, merged([layer]), layer.live, self._config)
+        return None, 0.0
 
     def _commit_manifest(self) -> None:
         with self._manifesting:
@@ -459,7 +468,7 @@ class ShardEngine:
 
     def _submit(self, work: _Merge | _Recalibration) -> None:
         try:
-            self._build = self._builder.submit(self._run_build, work)
+            self._build = self._builder.submit(partial(self._run_build, work))
         except RuntimeError:  # The executor is shut down, and so is this engine presently.
             self._build_after = monotonic() + BACKOFF_SECONDS[1]
 
@@ -491,18 +500,36 @@ class ShardEngine:
 
     def _merge(self, chosen: list[Layer]) -> None:
         live = [one for one in chosen if one.live]
-        by = None
-        if live:
-            by = self._make_segment(live, indexed=gets_index(live, self._config))
+        by = self._make_segment(partial(self._write_merged, live)) if live else None
         self._state.replace(chosen, by)
         for one in chosen:
             self._garbage.add(one.segment_id)
             self._segments.drop(one.segment_id)
 
-    def _recalibrate(self, layer: Layer) -> None:
-        assert isinstance(layer.source, Segment)
+    def _write_merged(
+        self, layers: list[Layer], directory: Path
+    ) -> tuple[Calibration | None, float]:
         config = self._config
-        calibration = layer.source.calibrate(config)
+        indexed = gets_index(layers, config)
+        sources = [
+            Source(
+                str(self._segments.directory(one.segment_id)),
+                one.source.rows,
+                pack_dead(one.alive),
+            )
+            for one in layers
+        ]
+        flat = sum(1 for one in self._state.view.layers if not one.source.indexed)
+        calibration = self._builder.merge(
+            sources, directory, config, indexed=indexed, urgent=flat > MANY_SEGMENTS
+        )
+        missed = config.recall_target if indexed and calibration is None else 0.0
+        return calibration, missed
+
+    def _recalibrate(self, layer: Layer) -> None:
+        config = self._config
+        directory = self._segments.directory(layer.segment_id)
+        calibration = self._builder.calibrate(directory, config)
         missed = config.recall_target if calibration is None else 0.0
         self._state.replace([layer], replace(layer, calibration=calibration, unreachable=missed))
 
@@ -554,7 +581,7 @@ def _aimed_at(layer: Layer) -> float:
 
 
 def _return_memory() -> None:
-    """Give what a build has freed back to the machine; glibc would keep it."""
+    """Give what flushes have freed back to the machine; glibc would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

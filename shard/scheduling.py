@@ -31,3 +31,13 @@ def ask_for_short_slices() -> None:
     )
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).syscall(number, 0, attributes, 0)
+
+
+def leave_cores_to_others() -> None:
+    """Let this thread run on cores that nobody else wants.
+
+    A thread that merely has a high nice value keeps its core when another wakes, which then waits
+    or moves; one with this policy counts as if it were not there (`SCHED_IDLE`, Linux).
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -5,9 +5,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,11 +20,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from shard import engine as engine_module
 from shard import log as log_module
 from shard import merge_policy
-from shard import segment as segment_module
+from shard.builder import Builder
 from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.manifest import Manifests
 from shard.model import (
+    Calibration,
     Delete,
     Distance,
     Operation,
@@ -46,9 +48,10 @@ Model = dict[int, tuple[tuple[float, ...], bytes]]
 
 
 @pytest.fixture
-def builder() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+def builder() -> Iterator[Builder]:
+    builder = Builder()
+    yield builder
+    builder.close()
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def store(tmp_path: Path) -> LocalObjectStore:
 
 @pytest.fixture
 def opened(
-    store: LocalObjectStore, tmp_path: Path, builder: ThreadPoolExecutor
+    store: LocalObjectStore, tmp_path: Path, builder: Builder
 ) -> Iterator[Callable[..., ShardEngine]]:
     engines: list[ShardEngine] = []
 
@@ -189,7 +192,7 @@ def test_a_fenced_writer_commits_no_snapshot_and_deletes_nothing(
 
 
 def test_writers_that_race_for_a_shard_lose_nothing_acknowledged(
-    store: LocalObjectStore, tmp_path: Path, builder: ThreadPoolExecutor
+    store: LocalObjectStore, tmp_path: Path, builder: Builder
 ) -> None:
     acknowledged: list[set[int]] = [set() for _ in range(4)]
 
@@ -341,18 +344,18 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
 
 
 def test_writes_are_seen_while_an_index_is_built(
-    opened: Callable[..., ShardEngine], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., ShardEngine], builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release: Future[None] = Future()
     building: Future[None] = Future()
-    build = segment_module.build_index
+    merge = builder.merge
 
-    def held_up(*arguments: object) -> object:
+    def held_up(*arguments: Any, **options: Any) -> Calibration | None:
         building.set_result(None)
         release.result()
-        return build(*arguments)  # type: ignore[arg-type]
+        return merge(*arguments, **options)
 
-    monkeypatch.setattr(engine_module, "build_index", held_up)
+    monkeypatch.setattr(builder, "merge", held_up)
     config = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=1_000)
     engine = opened(config)
     engine.write([upsert(range(1_500), 1)]).result()
@@ -450,7 +453,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.disk = LocalObjectStore(self.folder / "store")
-        self.builder = ThreadPoolExecutor(1)
+        self.builder = Builder()
         self.model: Model = {}
         self.uncertain: list[Model] = []
         self.engine: ShardEngine | None = None
@@ -546,7 +549,7 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.engine is not None:
             self.engine.close()
-        self.builder.shutdown()
+        self.builder.close()
         shutil.rmtree(self.folder)
 
 

@@ -104,11 +104,11 @@ def main() -> None:
 def measure_shoal(directory: Path, chosen: data.DataSet, shards: int, figures: Figures) -> None:
     rows, dimension = chosen.vectors.shape
     with services.shoal(directory) as shoal:
-        empty = shoal.anonymous_bytes("ShardServerActor")
+        empty = shoal.anonymous_bytes(*services.SHARD_SERVERS)
         took = collection.fill(shoal.url, chosen, shards)
         figures.note("upsert, rows/s", rows / took)
         collection.settle(shoal.url)
-        used = (shoal.anonymous_bytes("ShardServerActor") - empty) / rows
+        used = (shoal.anonymous_bytes(*services.SHARD_SERVERS) - empty) / rows
         figures.note("anonymous memory over that of the empty service, bytes/vector", used)
         figures.note("the same, share of the raw vector", used / (4 * dimension))
 

@@ -47,7 +47,7 @@ def rows(folder: Path, name: str) -> Iterator[Row]:
         with services.shoal(folder) as shoal:
             row: Row = {"rows": count, "dimension": chosen.vectors.shape[1]}
             if not before:
-                empty = shoal.anonymous_bytes("ShardServerActor")
+                empty = shoal.anonymous_bytes(*services.SHARD_SERVERS)
                 collection.create(shoal.url, chosen, _SHARD_COUNT)
             took = collection.upsert(shoal.url, chosen.vectors[before:], before)
             row["upsert, rows/s"] = (count - before) / took
@@ -55,7 +55,7 @@ def rows(folder: Path, name: str) -> Iterator[Row]:
             collection.settle(shoal.url)
             row["then building, s"] = perf_counter() - began - collection.SETTLED_SECONDS
             row |= _searches(shoal, chosen)
-            used = shoal.anonymous_bytes("ShardServerActor") - empty
+            used = shoal.anonymous_bytes(*services.SHARD_SERVERS) - empty
             row["anonymous memory, bytes/vector"] = used / count
             row["stored, bytes/vector"] = _stored_bytes(folder) / count
         row["restart to first answer, s"] = _restart_seconds(folder, chosen)

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+SHARD_SERVERS = ("ShardServerActor", "shard.build_worker")
+"""What the processes that hold shards, and build for them, are called."""
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 
@@ -34,12 +36,12 @@ class Service:
                 total += times.user + times.system
         return total
 
-    def anonymous_bytes(self, named: str = "") -> int:
-        """Memory that is no file's, of the processes whose command line has ``named`` in it."""
+    def anonymous_bytes(self, *named: str) -> int:
+        """Memory that is no file's, of the processes with one of ``named`` in the command line."""
         total = 0
         for process in self._tree():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                if named in " ".join(process.cmdline()):
+                if any(name in " ".join(process.cmdline()) for name in named):
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     total += 1_024 * int(status.partition("RssAnon:")[2].split()[0])
         return total

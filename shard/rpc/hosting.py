@@ -9,11 +9,12 @@ import logging
 import random
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from shard.builder import Builder
 from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, NotFound, Unavailable
 from shard.model import ShardConfig
@@ -33,11 +34,11 @@ REOPEN_SECONDS = (0.25, 30.0)
 class Hosting:
     """Opens and closes shards in threads of its own. Use from one event loop.
 
-    ``scratch`` is a directory for local copies of what is in ``store``; indexes are built in
-    ``builder``.
+    ``scratch`` is a directory for local copies of what is in ``store``; segments are merged,
+    and indexes made, by ``builder``.
     """
 
-    def __init__(self, store: ObjectStore, scratch: Path, builder: Executor) -> None:
+    def __init__(self, store: ObjectStore, scratch: Path, builder: Builder) -> None:
         self._store = store
         self._scratch = scratch
         self._builder = builder

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from shard.builder import Builder
 from shard.errors import InvalidInput, Overloaded
 from shard.model import KEY_BYTES, Operation, ShardConfig
 from shard.objects import ObjectStore
@@ -41,8 +42,6 @@ MAX_WAITING_READS = 2_048
 _LEAST_BLOCK = 16
 """Fewest queries that a thread is given of a batch that is split over threads."""
 
-_BUILDER_NICENESS = 19
-
 _OPTIONS = (
     *KEEPALIVE,
     *MESSAGE_LIMITS,
@@ -57,7 +56,7 @@ class ShardServer:
 
     It runs an event loop in a thread of its own. Reads run in ``search_threads`` threads (default:
     one a core), each of which keeps to one core, so that queries do not compete for the cores of
-    one another. Indexes are built in one more thread.
+    one another. Indexes are built in a process of their own.
 
     ``scratch`` is a directory for local copies of what is in ``store``. Methods may be called from
     any thread; `start` comes first, and once.
@@ -76,7 +75,7 @@ class ShardServer:
         cores = len(os.sched_getaffinity(0))
         self._threads = search_threads or cores
         self._readers = ThreadPoolExecutor(self._threads, "search", _answer_searches)
-        self._builder = ThreadPoolExecutor(1, "build", _work_in_background)
+        self._builder = Builder()
         self._hosting = Hosting(store, scratch, self._builder)
         self._pacer = WritePacer(CoreTimes().busy)
         self._waiting = 0
@@ -95,7 +94,7 @@ class ShardServer:
             self._loop.call_soon_threadsafe(self._stopping.set_result, grace)
             self._thread.join()
         self._readers.shutdown(cancel_futures=True)
-        self._builder.shutdown(cancel_futures=True)
+        self._builder.close()
 
     def assign(self, desired: Mapping[ShardId, ShardConfig]) -> None:
         """Host ``desired`` and nothing else; shards are opened and closed in the background.
@@ -296,12 +295,6 @@ class ShardServer:
 def _answer_searches() -> None:
     faiss.omp_set_num_threads(1)
     ask_for_short_slices()
-
-
-def _work_in_background() -> None:
-    """Leave the cores to queries: one thread, and it comes last."""
-    faiss.omp_set_num_threads(1)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BUILDER_NICENESS)
 
 
 async def _write_one(shard: HostedShard, operations: list[Operation], wait: bool) -> int:
