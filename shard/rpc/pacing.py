@@ -3,8 +3,8 @@
 A bulk load takes every core that it can get, that of its client among them, and a search then waits
 for one in each process on its way. So while searches come, and cores are busy, the rate of writes
 is halved time and again, until the cores are not quite busy, or the rate is `LEAST_RATE`; from
-there it rises again. That is how TCP avoids congestion (Jacobson, 1988). Who loads in batches is
-slowed down by waiting alone, since the next batch follows the answer to the last.
+there it rises again, slowly. That is how TCP avoids congestion (Jacobson, 1988). Who loads in
+batches is slowed down by waiting alone, since the next batch follows the answer to the last.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import psutil
 
 from shard.errors import Overloaded
 
-BUSY = 0.8
+BUSY = 0.7
 """Share of all cores' time from which on searches wait for a core. Higher, and machines of two
-cores would not count as busy: what works in turns leaves gaps."""
+cores would not count as busy: what works in turns leaves gaps, and two cores that do nothing but
+answer one another's searches are idle for a fifth of the time."""
 SEARCHED_SECONDS = 0.5
 """Without a search for so long there is none to give way to."""
 LOOK_SECONDS = 0.2
@@ -34,7 +35,7 @@ STALE_SECONDS = 2 * LONGEST_SECONDS
 """A look back at longer than this says nothing about now."""
 MAX_WAITING_BYTES = 64 << 20
 """More than this waiting, and writes are refused."""
-_DOWN, _UP = 0.5, 1.5
+_DOWN, _UP = 0.5, 1.1
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -94,6 +95,8 @@ class WritePacer:
         """Bytes a second; None: no limit."""
         self._owed = 0.0
         """Bytes of the writes so far that are still to be made up for by waiting."""
+        self._held = False
+        """Whether a write has been held back since the last look."""
         self._at = self._looked_at = monotonic()
         self._searches = 0
         self._searched_at = float("-inf")
@@ -122,7 +125,8 @@ class WritePacer:
             async with self._first:
                 # Only between writes: while this one waits the cores are less busy than they were.
                 self._look()
-                while (pause := self._pause()) > 0:  # noqa: ASYNC110 - time alone decides
+                while (pause := self._pause()) > 0:
+                    self._held = True
                     await asyncio.sleep(min(pause, LOOK_SECONDS))
                 if self._rate is not None:
                     self._owed += min(size, self._rate * LONGEST_SECONDS)
@@ -156,5 +160,7 @@ class WritePacer:
         if busy >= BUSY:
             self._rate = FIRST_RATE if self._rate is None else self._rate * _DOWN
             self._rate = max(self._rate, LEAST_RATE)
-        elif self._rate is not None:
-            self._rate = None if self._rate > FIRST_RATE else self._rate * _UP
+        elif self._rate is not None and self._held:
+            # A rate that is not made use of says nothing about a higher one.
+            self._rate *= _UP
+        self._held = False
