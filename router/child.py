@@ -28,7 +28,8 @@ RESTART_SECONDS = (1.0, 30.0)
 class Child(NamedTuple):
     started: asyncio.Event
     running: asyncio.Task[None]
-    """Ends only when the first start fails, and then raises Unavailable."""
+    """Ends only when the first start fails, and then raises Unavailable. On cancel the child is
+    stopped, which takes up to its ``stop_seconds``."""
 
 
 @asynccontextmanager
@@ -44,7 +45,9 @@ async def kept_running(
     try:
         yield Child(started, running)
     finally:
-        running.cancel()
+        # Once only: a second time would break off the stopping.
+        if not running.cancelling():
+            running.cancel()
         with contextlib.suppress(asyncio.CancelledError, Unavailable):
             await running
 
@@ -59,21 +62,38 @@ async def _keep(
     first, longest = RESTART_SECONDS
     pause = first
     while True:
-        process = await _start(module, settings, pass_fds)
         try:
-            assert process.stdout is not None
-            if await process.stdout.readline():
-                started.set()
+            process = await _start(module, settings, pass_fds)
+        except OSError as error:
+            ended = f"cannot be started: {error}"
+        else:
+            came_up, status = await _run(process, module, stop_seconds, started)
+            ended = f"ended with {status}"
+            if came_up:
                 pause = first
-            status = await process.wait()
-        except asyncio.CancelledError:
-            await _stop(process, module, stop_seconds, in_order=started.is_set())
-            raise
         if not started.is_set():
-            raise Unavailable(f"{module} did not start; its reason is above")
-        logger.error("%s ended with %d; next start in %.0f s", module, status, pause)
+            raise Unavailable(f"{module} did not start: it {ended}")
+        logger.error("%s %s; next start in %.0f s", module, ended, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, longest)
+
+
+async def _run(
+    process: Process, module: str, stop_seconds: float, started: asyncio.Event
+) -> tuple[bool, int]:
+    """Whether ``process`` has come up, and its status, once it has ended. Stops it on cancel."""
+    came_up = False
+    try:
+        assert process.stdout is not None
+        came_up = bool(await process.stdout.readline())
+        if came_up:
+            started.set()
+        while await process.stdout.read(1 << 16):
+            pass  # Whatever it may print: it would wait for who reads it.
+        return came_up, await process.wait()
+    except asyncio.CancelledError:
+        await _stop(process, module, stop_seconds, in_order=came_up)
+        raise
 
 
 async def _start(module: str, settings: msgspec.Struct, pass_fds: Sequence[int]) -> Process:

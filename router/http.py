@@ -15,11 +15,12 @@ from cluster.catalog import Catalog
 from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
+from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.scheduling import ask_for_short_slices
 
-DRAIN_SECONDS = 5
-"""Time for requests under way when a router stops."""
+DRAIN_SECONDS = 8
+"""Time for requests under way when a router stops; a write may have been held back for five."""
 
 
 @asynccontextmanager
@@ -49,6 +50,10 @@ async def routing(
     gc.collect()
     gc.freeze()
     try:
+        while not server.started:
+            if serving.done():
+                raise Unavailable("the HTTP server did not start")
+            await asyncio.sleep(0.01)
         yield
     finally:
         server.should_exit = True

@@ -97,12 +97,14 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
             )
             for _ in range(settings.routers - 1)
         ]
+        for worker in workers:  # All at once, and not one after the other.
+            stack.callback(worker.running.cancel)
         served = asyncio.Event()
         waiting = asyncio.create_task(_wait_for_servers(watcher, settings.shard_servers, served))
         stack.callback(waiting.cancel)
         await _first_of(served, cluster, stopping)
         for worker in workers:
-            await _first_of(worker.started, worker, stopping)
+            await _first_of(worker.started, worker, stopping, "a router")
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -176,10 +178,12 @@ async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio
     ready.set()
 
 
-async def _first_of(event: asyncio.Event, child: Child, stopping: asyncio.Event) -> None:
+async def _first_of(
+    event: asyncio.Event, child: Child, stopping: asyncio.Event, what: str = "the cluster"
+) -> None:
     """Return when ``event`` has come, or it is time to stop.
 
-    Raises what ended ``child``, and Unavailable when it takes too long.
+    Raises what ended ``child``, and Unavailable when ``what`` takes too long.
     """
     waiting = [asyncio.create_task(event.wait()), asyncio.create_task(stopping.wait())]
     done, _ = await asyncio.wait(
@@ -190,7 +194,7 @@ async def _first_of(event: asyncio.Event, child: Child, stopping: asyncio.Event)
     if child.running in done:
         child.running.result()
     if not done:
-        raise Unavailable(f"the cluster has not started within {START_SECONDS:.0f} s")
+        raise Unavailable(f"{what} has not started within {START_SECONDS:.0f} s")
 
 
 @asynccontextmanager
