@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from cluster.catalog import Collection
 
@@ -38,3 +39,16 @@ def place(
                 own[chosen] += 1
                 load[chosen] += 1
     return placements
+
+
+def with_lingering(
+    placements: Mapping[str, list[str]],
+    published: Mapping[str, list[str]],
+    hosted: AbstractSet[str],
+) -> dict[str, list[str]]:
+    """``placements``, and those ``published`` of other collections which are ``hosted`` still.
+
+    A deleted collection is thus told of until no shard server takes a write for it any more.
+    """
+    lingering = (published.keys() & hosted) - placements.keys()
+    return {id_: published[id_] for id_ in sorted(lingering)} | dict(placements)

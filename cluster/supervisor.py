@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.catalog import Catalog, Collection
-from cluster.placement import place
+from cluster.placement import place, with_lingering
 from cluster.server_actor import Report, ShardServerActor
 from cluster.settings import ClusterSettings, configure_logging
 from cluster.topology import Superseded, Topology, TopologyDocument, poll_seconds
@@ -204,13 +204,13 @@ class _Reconciliation:
             self._collections.values(), self._placements, self._servers.keys() - self._find_lost()
         )
         self._assign()
-        self._publish(published)
         hosted = {
             shard_id[0]
             for server in self._servers.values()
             if server.report is not None
             for shard_id in server.report.status
         }
+        self._publish(published, hosted)
         self._eraser.erase(self._catalog, hosted)
 
     def _find_lost(self) -> set[str]:
@@ -237,7 +237,7 @@ class _Reconciliation:
             if server.report is not None:
                 self._failures.note(server.name, server.report.status)
 
-    def _publish(self, published: Topology) -> None:
+    def _publish(self, published: Topology, hosted: set[str]) -> None:
         addresses = {
             name: server.report.address
             for name, server in self._servers.items()
@@ -245,7 +245,8 @@ class _Reconciliation:
         }
         # Until a restarted server tells its new address, routers try the old one.
         known = {name: at for name, at in published.servers.items() if name in self._servers}
-        topology = Topology(known | addresses, self._placements, self._cluster)
+        placements = with_lingering(self._placements, published.placements, hosted)
+        topology = Topology(known | addresses, placements, self._cluster)
         if topology != published:
             self._document.publish(topology)
 

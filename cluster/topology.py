@@ -30,7 +30,9 @@ class Topology(msgspec.Struct, frozen=True):
     servers: dict[str, str]
     """Shard server id -> ``"host:port"``."""
     placements: dict[str, list[str]]
-    """Collection id -> server id of each shard number; ``""`` while unplaced."""
+    """Collection id -> server id of each shard number; ``""`` while unplaced.
+
+    A deleted collection is among them until no shard server takes a write for it any more."""
     cluster: str = ""
     """Id of the cluster of processes that serves the store, and alone may change this."""
 

@@ -77,6 +77,10 @@ class Fanout:
         if not self._topology.current.servers:
             raise Unavailable("no shard server has started yet")
 
+    def is_placed(self, collection_id: str) -> bool:
+        """Whether shard servers may take requests for that collection, as is known here."""
+        return collection_id in self._topology.current.placements
+
     async def write(
         self,
         collection: Collection,

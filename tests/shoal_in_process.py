@@ -19,6 +19,7 @@ from typing import Any, Self, cast
 import uvicorn
 
 from cluster.catalog import Catalog
+from cluster.placement import with_lingering
 from cluster.topology import Topology, TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
@@ -45,6 +46,10 @@ class ShoalInProcess:
             for number in range(servers)
         }
         self.topology = Topology(servers={}, placements={})
+        self.deaf: set[int] = set()
+        """Numbers of shard servers that go on with what they host, whatever they are assigned."""
+        self.first_server = 0
+        """Where shard 0 of a collection goes."""
         self._addresses: dict[str, str] = {}
         self._stopping = Event()
         self._exits = ExitStack()
@@ -94,8 +99,9 @@ class ShoalInProcess:
         while not self._stopping.wait(POLL_SECONDS):
             collections = catalog.collections()
             placements = {
-                collection.id: [
-                    f"server-{shard % len(self._servers)}"
+                collection.id: self.topology.placements.get(collection.id)
+                or [
+                    f"server-{(self.first_server + shard) % len(self._servers)}"
                     for shard in range(collection.shard_count)
                 ]
                 for collection in collections.values()
@@ -104,8 +110,15 @@ class ShoalInProcess:
             for collection in collections.values():
                 for shard, name in enumerate(placements[collection.id]):
                     assigned[name][collection.id, shard] = collection.config
-            for name, server in self._servers.items():
-                server.assign(assigned[name])
+            for number, (name, server) in enumerate(self._servers.items()):
+                if number not in self.deaf:
+                    server.assign(assigned[name])
+            hosted = {
+                collection_id
+                for server in self._servers.values()
+                for collection_id, _ in server.status()
+            }
+            placements = with_lingering(placements, self.topology.placements, hosted)
             if self.topology.placements != placements:
                 self.topology = Topology(servers=self._addresses, placements=placements)
 

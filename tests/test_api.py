@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -483,6 +484,32 @@ def test_another_router_sees_what_this_one_does(shoal: ShoalInProcess, http: htt
 
         ok(other.delete("/collections/shared"))
         refused(http.get("/collections/shared"), 404)
+
+
+def test_what_is_written_to_a_collection_made_anew_is_in_the_new_one(
+    shoal: ShoalInProcess, http: httpx.Client
+) -> None:
+    """Another router knows the old one, and a shard server has not heard that it is deleted."""
+    params = {**PARAMS, "shard_number": 1}
+    with shoal.router() as url, httpx.Client(base_url=url, timeout=30) as other:
+        ok(http.put("/collections/anew", json=params))
+        ok(other.put("/collections/anew/points?wait=true", json=named_points((1, VECTOR))))
+        shoal.deaf, shoal.first_server = {0}, 1
+        try:
+            ok(http.delete("/collections/anew"))
+            with ThreadPoolExecutor(1) as thread:
+                creating = thread.submit(http.put, "/collections/anew", json=params)
+                ok(other.put("/collections/anew/points?wait=true", json=named_points((2, VECTOR))))
+                with pytest.raises(TimeoutError):
+                    creating.result(1)
+                shoal.deaf = set()
+                ok(creating.result(30))
+        finally:
+            shoal.deaf, shoal.first_server = set(), 0
+        ok(other.put("/collections/anew/points?wait=true", json=named_points((3, VECTOR))))
+        for router in (http, other):
+            assert ok(router.post("/collections/anew/points/count", json={}))["count"] == 1
+        ok(http.delete("/collections/anew"))
 
 
 HOT_ROUTES: dict[str, list[Any]] = {

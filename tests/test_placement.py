@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.catalog import Collection
-from cluster.placement import place
+from cluster.placement import place, with_lingering
 from shard.model import Distance, ShardConfig
 
 SERVERS = st.sets(st.sampled_from("abcdefg"))
@@ -75,3 +75,9 @@ def test_deleted_collections_are_forgotten(shard_counts: list[int], servers: set
     existing = collections(shard_counts)
     placements = place(existing, {}, servers)
     assert place(existing[1:], placements, servers).keys() == {one.id for one in existing[1:]}
+
+
+def test_a_deleted_collection_is_told_of_while_it_is_hosted() -> None:
+    published = {"old": ["a"], "gone": ["b"], "moved": ["b"]}
+    told = with_lingering({"moved": ["a"], "new": ["a"]}, published, {"old", "moved", "strange"})
+    assert told == {"old": ["a"], "moved": ["a"], "new": ["a"]}

@@ -190,15 +190,20 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
 
 
 async def _wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:
+    # Another router may have cached one of these under the new one's name. It notices when no shard
+    # server knows it; until then it might write to what is being deleted.
+    deleted = await asyncio.to_thread(context.directory.catalog.deleted)
     deadline = monotonic() + timeout
     pause = 0.02
     while (left := deadline - monotonic()) > 0:
         try:
             await context.fanout.describe(collection, timeout=min(left, context.timeout))
-            return
+            if not any(map(context.fanout.is_placed, deleted)):
+                return
         except (NotFound, Unavailable, TimeoutError):
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, 0.5)
+            pass
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, 0.5)
     raise TimeoutError(
         f"collection `{collection.name}` is created, "
         f"but its shards do not all answer after {timeout} s"
