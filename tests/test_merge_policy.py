@@ -106,17 +106,17 @@ def test_tidying_up_leaves_few_rows_without_an_index_and_rewrites_no_more_than_i
         flat = sum(one.live for one in layers if not one.source.indexed)
         largest = max((one.live for one in layers if one.source.indexed), default=0)
         if settled and largest:
-            assert flat < INDEXED.flat_threshold / 8 or largest > 8 * flat
+            assert flat < INDEXED.flat_threshold / 8 or largest > 32 * flat
     total = sum(sizes)
     assert sum(one.live for one in layers) == total
-    assert written <= total * (9 + 2 * np.log2(max(2, total)))
+    assert written <= total * (33 + 2 * np.log2(max(2, total)))
 
 
 def test_tidying_up_joins_what_is_left_over_with_an_index() -> None:
     layers, _ = settle([layer(8_000, indexed=True), layer(1_000)], INDEXED, settled=True)
     (only,) = layers
     assert only.source.indexed and only.live == 9_000
-    apart = [layer(9_000, indexed=True), layer(1_000)]
+    apart = [layer(33_000, indexed=True), layer(1_000)]
     assert settle(apart, INDEXED, settled=True)[0] == apart
     few = [layer(1_900, indexed=True), layer(249)]
     assert settle(few, INDEXED, settled=True)[0] == few

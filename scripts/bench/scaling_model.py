@@ -143,7 +143,7 @@ def _needs(model: Model, rows: int, shards: int) -> dict[str, str]:
         "dollars a million queries": f"{nodes * NODE_DOLLARS_AN_HOUR / 3_600 / rate * 1e6:,.1f}",
         "dollars a month, nodes": f"{nodes * NODE_DOLLARS_AN_HOUR * 730:,.0f}",
         "dollars a month, stored in S3": f"{disk / 1e9 * STORED_DOLLARS:,.0f}",
-        "PUTs to write it once, millions": f"{puts / 1e6:,.1f}",
+        "PUTs to write it once, at least, millions": f"{puts / 1e6:,.1f}",
         "dollars for these": f"{puts * PUT_DOLLARS:,.0f}",
     }
 
