@@ -15,11 +15,14 @@ from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 
+import msgspec
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.catalog import Catalog, Collection
+from cluster.ingest.driver import IngestDriver
+from cluster.ingest.jobs import Job, Jobs, imports_of
 from cluster.placement import place, with_lingering
 from cluster.server_actor import Report, ShardServerActor
 from cluster.settings import ClusterSettings, configure_logging
@@ -85,7 +88,7 @@ class Supervisor:
         }
         try:
             store = self._open_store()
-            loop = _Reconciliation(store, self._cluster, servers, self._interval)
+            loop = _Reconciliation(store, self._settings, self._cluster, servers, self._interval)
             while True:
                 try:
                     loop.step()
@@ -173,14 +176,22 @@ class _Reconciliation:
     """Compares what is with what should be, and does what is missing, step by step."""
 
     def __init__(
-        self, store: ObjectStore, cluster: str, servers: dict[str, _Server], timeout: float
+        self,
+        store: ObjectStore,
+        settings: ClusterSettings,
+        cluster: str,
+        servers: dict[str, _Server],
+        timeout: float,
     ) -> None:
         self._catalog = Catalog(store)
         self._document = TopologyDocument(store)
+        self._jobs = Jobs(store)
+        self._settings = settings
         self._cluster = cluster
         self._servers = servers
         self._timeout = timeout
         self._collections: dict[str, Collection] | None = None
+        self._ingests: list[Job] = []
         self._placements: dict[str, list[str]] = {}
         self._failures = _Failures()
         self._eraser = _Eraser(store)
@@ -194,7 +205,9 @@ class _Reconciliation:
                 raise Superseded(f"cluster {published.cluster or '?'} has taken over")
             if self._collections is None:
                 self._placements = published.placements
-            self._collections = self._catalog.collections()
+            collections = self._catalog.collections()
+            self._ingests = self._jobs.all()
+            self._collections = collections
         except Unavailable:
             # A shard server that was restarted gets its shards back even now.
             if self._collections is not None:
@@ -212,6 +225,7 @@ class _Reconciliation:
         }
         self._publish(published, hosted)
         self._eraser.erase(self._catalog, hosted)
+        self._drive()
 
     def _find_lost(self) -> set[str]:
         lost = {name for name, server in self._servers.items() if server.lost}
@@ -225,10 +239,13 @@ class _Reconciliation:
         assert self._collections is not None
         desired: dict[str, dict[ShardId, ShardConfig]] = defaultdict(dict)
         for collection in self._collections.values():
+            config = msgspec.structs.replace(
+                collection.config, imports=imports_of(self._ingests, collection.id)
+            )
             for number, name in enumerate(self._placements.get(collection.id, [])):
                 shard_id = (collection.id, number)
                 if not self._failures.rests(shard_id):
-                    desired[name][shard_id] = collection.config
+                    desired[name][shard_id] = config
         calls = {server.assign(desired[name]): server for name, server in self._servers.items()}
         done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=self._timeout)
         for call in done:
@@ -236,6 +253,14 @@ class _Reconciliation:
             server.collect()
             if server.report is not None:
                 self._failures.note(server.name, server.report.status)
+
+    def _drive(self) -> None:
+        """See that every bulk load has its driver, until nothing is left of it."""
+        for job in self._ingests:
+            if not job.cleaned:
+                ray.remote(IngestDriver).options(name=f"ingest-{job.id}", **_FOREVER).remote(
+                    self._settings, job.id
+                )
 
     def _publish(self, published: Topology, hosted: set[str]) -> None:
         addresses = {

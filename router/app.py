@@ -11,8 +11,9 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from cluster.catalog import Catalog
+from cluster.ingest.jobs import Jobs
 from router import errors
-from router.api import collections, points, search, service, wire
+from router.api import collections, ingest, points, search, service, wire
 from router.api.exchange import Clock, Context
 from router.directory import Directory
 from router.fanout import Fanout
@@ -25,6 +26,7 @@ REQUEST_SECONDS = 60.0
 def create_app(
     catalog: Catalog,
     fanout: Fanout,
+    jobs: Jobs,
     *,
     default_shards: int,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -56,11 +58,12 @@ def create_app(
     app.state.context = Context(
         directory=Directory(catalog),
         fanout=fanout,
+        jobs=jobs,
         default_shards=default_shards,
         max_body_bytes=max_body_bytes,
         timeout=timeout,
     )
-    for resource in (service, collections, search, points):
+    for resource in (service, collections, search, points, ingest):
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)

@@ -90,6 +90,63 @@ def serve_command(
         sys.exit(1)
 
 
+@main.command("ingest", context_settings={"auto_envvar_prefix": "SHOAL"})
+@click.argument("source")
+@click.option("--collection", required=True, help="Collection to load into; it must exist.")
+@click.option("--url", default="http://127.0.0.1:6333", help="The service.")
+@click.option("--id-column", help="Column of ids.  [default: id]")
+@click.option("--vector-column", help="Column of vectors.  [default: found by its name]")
+@click.option(
+    "--payload-column",
+    "payload_columns",
+    multiple=True,
+    help="Column of the payload, any number of times.  [default: all others]",
+)
+@click.option("--json-column", help="One column that has the whole payload.")
+@click.option("--max-bad-rows", type=click.IntRange(0), default=0, help="The job fails above it.")
+@click.option("--chunk-mb", type=click.IntRange(1, 16_384), default=256, help="Memory of a task.")
+@click.option("--again", is_flag=True, help="Load what was loaded before once more.")
+@click.option("--watch", is_flag=True, help="Wait for the end, and show how far it is.")
+def ingest_command(
+    source: str,
+    collection: str,
+    url: str,
+    id_column: str | None,
+    vector_column: str | None,
+    payload_columns: tuple[str, ...],
+    json_column: str | None,
+    max_bad_rows: int,
+    chunk_mb: int,
+    again: bool,
+    watch: bool,
+) -> None:
+    """Load the files at SOURCE, s3://BUCKET/PREFIX or a path, into a collection."""
+    from router import ingest
+
+    if json_column and payload_columns:
+        raise click.UsageError("--json-column and --payload-column exclude each other")
+    body = {
+        "source": source,
+        "columns": {
+            "id": id_column,
+            "vector": vector_column,
+            "payload": json_column or (list(payload_columns) or None),
+        },
+        "max_bad_rows": max_bad_rows,
+        "chunk_mb": chunk_mb,
+        "again": again,
+    }
+    try:
+        well = ingest.run(url, collection, body, watch=watch)
+    except ShoalError as error:
+        click.echo(f"shoal: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("The job goes on; DELETE /collections/NAME/ingest/JOB calls it off.", err=True)
+        sys.exit(130)
+    sys.exit(0 if well else 1)
+
+
 @main.command("demo")
 @click.option(
     "--data",

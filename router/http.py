@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from cluster.catalog import Catalog
+from cluster.ingest.jobs import Jobs
 from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
@@ -31,7 +32,7 @@ async def routing(
 
     ``default_shards`` is the shard number of a collection that names none.
     """
-    app = create_app(Catalog(store), Fanout(watcher), default_shards=default_shards)
+    app = create_app(Catalog(store), Fanout(watcher), Jobs(store), default_shards=default_shards)
     server = _HttpServer(
         uvicorn.Config(
             app,

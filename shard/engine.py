@@ -29,6 +29,7 @@ import msgspec
 from shard.builder import Builder, Source
 from shard.compaction import merged
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
+from shard.imports import Imports
 from shard.log import Record, WriteAheadLog
 from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead, unpack_alive
 from shard.merge_policy import choose_merge, gets_index
@@ -86,6 +87,7 @@ class ShardEngine:
         log: WriteAheadLog,
         manifests: Manifests,
         segments: SegmentStore,
+        imports: Imports,
         builder: Builder,
         manifest: Manifest,
     ) -> None:
@@ -94,6 +96,7 @@ class ShardEngine:
         self._log = log
         self._manifests = manifests
         self._segments = segments
+        self._imports = imports
         self._builder = builder
         self._epoch = manifest.epoch
 
@@ -108,6 +111,8 @@ class ShardEngine:
         self._manifesting = Lock()
         self._uncommitted = False
         self._garbage: set[str] = set()
+        self._awaited = dict(manifest.awaited)
+        self._taken_in = set(manifest.taken_in)
 
         self._wake = Condition()
         self._last_write = monotonic()
@@ -146,7 +151,8 @@ class ShardEngine:
         state = ShardState(config, layers, manifest.sequence)
         for record in records:
             state.apply(record.sequence, record.operations)
-        return cls(config, state, log, manifests, segments, builder, manifest)
+        imports = Imports(store, prefix)
+        return cls(config, state, log, manifests, segments, imports, builder, manifest)
 
     @property
     def failure(self) -> ShoalError | None:
@@ -312,12 +318,14 @@ class ShardEngine:
             try:
                 if not orphans:
                     named = {one.segment_id for one in self._state.view.layers if one.segment_id}
-                    self._segments.delete_orphans(self._epoch, named)
+                    jobs = {one.job for one in self._config.imports}
+                    self._segments.delete_orphans(self._epoch, named, jobs)
                     orphans = True
                 if self._is_due():
                     self._flush()
                 elif self._uncommitted:
                     self._commit_manifest()
+                self._follow_imports()
                 self._start_build()
             except Fenced as error:
                 self._fail(error)
@@ -379,21 +387,24 @@ class ShardEngine:
         After an error the frozen memtable stays where it is, and the next call starts with it.
         """
         with self._flushing:
-            if self._frozen is None:
-                self._dirty_since, self._log_bytes = None, 0
-                self._frozen = self._state.freeze()
-                self._notify()
-            layer, sequence = self._frozen
-            if layer is not None:
-                by = self._make_segment(partial(self._write, layer)) if layer.live else None
-                self._state.replace([layer], by)
-            self._frozen = None
-            if sequence == self._covered:
-                return
-            self._covered = sequence
-            self._uncommitted = True
-            self._commit_manifest()
-            self._log.truncate(sequence)
+            self._flush_alone()
+
+    def _flush_alone(self) -> None:
+        if self._frozen is None:
+            self._dirty_since, self._log_bytes = None, 0
+            self._frozen = self._state.freeze()
+            self._notify()
+        layer, sequence = self._frozen
+        if layer is not None:
+            by = self._make_segment(partial(self._write, layer)) if layer.live else None
+            self._state.replace([layer], by)
+        self._frozen = None
+        if sequence == self._covered:
+            return
+        self._covered = sequence
+        self._uncommitted = True
+        self._commit_manifest()
+        self._log.truncate(min([sequence, *self._awaited.values()]))
 
     def _make_segment(self, write: Callable[[Path], tuple[Calibration | None, float]]) -> Layer:
         """A new segment, durable, but not yet named.
@@ -438,7 +449,13 @@ class ShardEngine:
             ]
             try:
                 self._manifests.commit(
-                    Manifest(epoch=self._epoch, sequence=covered, segments=entries)
+                    Manifest(
+                        epoch=self._epoch,
+                        sequence=covered,
+                        segments=entries,
+                        awaited=self._awaited.copy(),
+                        taken_in=sorted(self._taken_in),
+                    )
                 )
                 for segment_id in garbage:
                     self._segments.delete(segment_id)
@@ -446,6 +463,57 @@ class ShardEngine:
             except BaseException:
                 self._uncommitted = True
                 raise
+
+    # Bulk loads
+
+    def _follow_imports(self) -> None:
+        """Do what is due for the bulk loads under way, and forget those that are over."""
+        imports = self._config.imports
+        over = (self._awaited.keys() | self._taken_in) - {one.job for one in imports}
+        if over:
+            with self._manifesting:
+                for job in over:
+                    self._awaited.pop(job, None)
+                    self._taken_in.discard(job)
+                self._uncommitted = True
+        for one in imports:
+            if one.job in self._taken_in:
+                continue
+            if one.job not in self._awaited:
+                self._await(one.job)
+            elif one.ready:
+                self._take_in(one.job)
+        if self._uncommitted:
+            self._commit_manifest()
+
+    def _await(self, job: str) -> None:
+        """Keep the log from here on, which tells what is newer than what the job brings.
+
+        All that is older is in segments: what is replayed after a crash is newer.
+        """
+        with self._flushing:
+            self._flush_alone()
+            with self._manifesting:
+                self._awaited[job] = self._covered
+                self._uncommitted = True
+
+    def _take_in(self, job: str) -> None:
+        layers = []
+        for entry in self._imports.get_list(job):
+            self._segments.drop(entry.id)  # What an attempt that failed has left.
+            layers.append(_open_layer(self._segments, entry, self._config))
+        watched = self._state.watch()
+        touched = [
+            operation.keys
+            for record in self._log.read(self._awaited[job], watched)
+            for operation in record.operations
+        ]
+        # Together, for whatever manifest is written next.
+        with self._manifesting:
+            self._state.take_in(layers, touched)
+            del self._awaited[job]
+            self._taken_in.add(job)
+            self._uncommitted = True
 
     # Merging and indexing
 

@@ -159,6 +159,26 @@ class WriteAheadLog:
         self._next = sequence + 1
         return sequence
 
+    def read(self, after: int, last: int) -> Iterator[Record]:
+        """The records beyond ``after`` up to ``last``, ascending; none of them may be truncated.
+
+        May run beside `append`. Raises Unavailable, and Corrupt when one is damaged or missing.
+        """
+        with ThreadPoolExecutor(_PREFETCH, "log-read") as pool:
+            expected = after + 1
+            for first in range(after + 1, last + 1, _PREFETCH):
+                sequences = range(first, min(first + _PREFETCH, last + 1))
+                for data in pool.map(self._get, sequences):
+                    _, operations = _decode(self._key(expected), expected, data)
+                    yield Record(expected, operations)
+                    expected += 1
+
+    def _get(self, sequence: int) -> bytes:
+        try:
+            return self._store.get(self._key(sequence))
+        except NotFound:
+            raise self._missing(sequence) from None
+
     def truncate(self, covered: int) -> None:
         """Delete the batches before ``covered``, up to which a committed snapshot has everything.
 

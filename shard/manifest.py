@@ -39,6 +39,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     sequence: int = 0
     segments: list[SegmentEntry] = []
+    awaited: dict[str, int] = {}
+    """Bulk loads that the shard is ready for: job -> the log sequence, covered, at which it became
+    so. Of the log beyond the least of these nothing may be truncated."""
+    taken_in: list[str] = []
+    """Jobs whose segments have been taken in, as long as the job is not over."""
 
 
 class Manifests:

@@ -85,6 +85,14 @@ class Distance(StrEnum):
         return self in (Distance.COSINE, Distance.DOT)
 
 
+class Import(msgspec.Struct, frozen=True):
+    """A bulk load that concerns a shard, which is to be ready for it and then take it in."""
+
+    job: str
+    ready: bool
+    """Whether the job's segments are there, and all shards are to take theirs in."""
+
+
 class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What one shard must know of its collection."""
 
@@ -96,6 +104,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rows up to which a segment is searched by exact scan and gets no IVF-PQ index."""
     share: float = 1.0
     """Of the collection's rows, about: what of the nearest points to a query may be here."""
+    imports: tuple[Import, ...] = ()
+    """Bulk loads that are under way; what the shard remembers of any other is over."""
 
     def prepare(self, vectors: Vectors) -> Vectors:
         """Vectors as they are stored and searched: scaled to unit length for cosine.

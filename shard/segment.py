@@ -199,8 +199,12 @@ def write_segment(
     _write_header(directory, rows, config, [_KEYS, _VECTORS, _PAYLOADS])
 
 
-def build_index(directory: Path, config: ShardConfig) -> Calibration | None:
+def build_index(
+    directory: Path, config: ShardConfig, template: Path | None = None
+) -> Calibration | None:
     """Give a written segment an index, calibrated for ``config.recall_target``.
+
+    ``template``: the file of an index, trained but empty, to fill instead of training one.
 
     None, and the segment stays flat, where the target cannot be reached with it.
     """
@@ -208,7 +212,11 @@ def build_index(directory: Path, config: ShardConfig) -> Calibration | None:
     vectors = _map(directory / _VECTORS, (rows, config.dimension), np.dtype(np.float32))
     if not rows:
         return None
-    index = IvfPqIndex.build(vectors, config.distance, _SEED)
+    if template is None:
+        index = IvfPqIndex.build(vectors, config.distance, _SEED)
+    else:
+        index = IvfPqIndex.open(template)
+        index.add(vectors)
     calibration = _calibrate(index, vectors, config)
     if calibration is not None:
         index.write(directory / _INDEX)

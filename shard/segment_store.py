@@ -13,13 +13,15 @@ from shard.objects import ObjectStore
 from shard.segment import HEADER, segment_files, verify
 
 _TRANSFERS = 4
+_IMPORT = "import."
 
 
 class SegmentStore:
     """The segments at ``prefix``, with local copies in the directory ``scratch``.
 
     An id begins with the epoch of the writer that made it: what an earlier writer left behind is
-    told from what the present one is about to name in a manifest. Methods raise Unavailable.
+    told from what the present one is about to name in a manifest. Or it tells the bulk load that
+    made it. Methods raise Unavailable.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, scratch: Path) -> None:
@@ -65,15 +67,25 @@ class SegmentStore:
         for key in self._store.list(f"{self._prefix}{segment_id}/"):
             self._store.delete(key)
 
-    def delete_orphans(self, before_epoch: int, named: AbstractSet[str]) -> None:
+    def delete_orphans(
+        self, before_epoch: int, named: AbstractSet[str], jobs: AbstractSet[str]
+    ) -> None:
         """Delete what writers before ``before_epoch`` stored, except the segments ``named``.
 
         To be called once that epoch has claimed the manifest: those writers can name nothing more.
+        What bulk loads have stored stays for those of ``jobs``, which are not over.
         """
         for key in self._store.list(self._prefix):
             segment_id = key.removeprefix(self._prefix).partition("/")[0]
+            if segment_id in named:
+                continue
+            job = job_of(segment_id)
             epoch = segment_id.partition("-")[0]
-            if segment_id not in named and epoch.isdecimal() and int(epoch) < before_epoch:
+            if (
+                job not in jobs
+                if job is not None
+                else epoch.isdecimal() and int(epoch) < before_epoch
+            ):
                 self._store.delete(key)
 
     def _get(self, segment_id: str, name: str) -> None:
@@ -81,3 +93,15 @@ class SegmentStore:
 
     def _key(self, segment_id: str, name: str) -> str:
         return f"{self._prefix}{segment_id}/{name}"
+
+
+def imported_id(job: str, chunk: int) -> str:
+    """The id of a segment that a bulk load has made."""
+    return f"{_IMPORT}{job}.{chunk:06d}"
+
+
+def job_of(segment_id: str) -> str | None:
+    """The bulk load that has made the segment; None: a writer of the shard has."""
+    if not segment_id.startswith(_IMPORT):
+        return None
+    return segment_id.removeprefix(_IMPORT).rpartition(".")[0]

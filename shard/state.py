@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 
 from shard.memtable import Memtable
-from shard.model import Keys, Mask, Operation, Points, ShardConfig, Upsert
+from shard.model import KEY_DTYPE, Keys, Mask, Operation, Points, Rows, ShardConfig, Upsert
 from shard.view import Layer, View
 
 
@@ -27,6 +27,7 @@ class ShardState:
         self._layers = list(layers)
         self._memtable = Memtable(self._dimension, self._distance)
         self._sequence = sequence
+        self._touched: list[Keys] | None = None
         self._publish()
 
     @property
@@ -47,6 +48,8 @@ class ShardState:
         with self._lock:
             for operation in operations:
                 self._kill(operation.keys)
+                if self._touched is not None:
+                    self._touched.append(operation.keys)
                 if isinstance(operation, Upsert):
                     self._memtable.append(operation.keys, operation.vectors, operation.payloads)
             self._sequence = sequence
@@ -85,6 +88,29 @@ class ShardState:
                 self._layers.append(by)
             self._publish()
 
+    def watch(self) -> int:
+        """Remember the keys of every write from now on, for `take_in`; the sequence before them."""
+        with self._lock:
+            self._touched = []
+            return self._sequence
+
+    def take_in(self, layers: Sequence[Layer], touched: Sequence[Keys]) -> None:
+        """Add ``layers`` as if they had been written before what is ``touched``, or since `watch`.
+
+        Of their keys what is older is dead, and where a key is among the touched, so is theirs.
+        A key is live in one of ``layers`` at most.
+        """
+        with self._lock:
+            watched, self._touched = self._touched or [], None
+            newer = np.unique(np.concatenate([*touched, *watched, np.empty(0, KEY_DTYPE)]))
+            taken = []
+            for layer in layers:
+                rows = layer.find_live(newer)
+                taken.append(_without(layer, rows[rows >= 0]))
+                self._kill(taken[-1].source.keys[_alive_rows(taken[-1])])
+            self._layers.extend(taken)
+            self._publish()
+
     def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
         """As `View.retrieve`."""
         with self._lock:
@@ -106,13 +132,19 @@ class ShardState:
         self._view = View((*self._layers, active), self._distance, self._dimension, self._sequence)
 
 
-def _without(layer: Layer, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Layer:
+def _without(layer: Layer, rows: Rows) -> Layer:
+    if not len(rows):
+        return layer
     # A copy: views that were published before share the old mask.
     alive: Mask = (
         np.ones(layer.source.rows, np.bool_) if layer.alive is None else layer.alive.copy()
     )
     alive[rows] = False
     return replace(layer, alive=alive)
+
+
+def _alive_rows(layer: Layer) -> Rows:
+    return np.arange(layer.source.rows) if layer.alive is None else np.flatnonzero(layer.alive)
 
 
 def _died(before: Layer, now: Layer) -> Keys:

@@ -38,6 +38,10 @@ class FaultyStore:
         with self._lock:
             self._left, self._takes_place = operations, takes_place
 
+    @property
+    def crashed(self) -> bool:
+        return self._dead
+
     def crash(self) -> None:
         with self._lock:
             self._dead = True

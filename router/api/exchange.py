@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.ingest.jobs import Jobs
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
@@ -23,6 +24,7 @@ class Context:
 
     directory: Directory
     fanout: Fanout
+    jobs: Jobs
     default_shards: int
     max_body_bytes: int
     timeout: float

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct, inspect
 
+from cluster.ingest.jobs import BadRow, Columns
 from router.errors import Malformed, OutOfRange
 from shard.model import MAX_DIMENSION, Distance, ShardInfo
 
@@ -201,6 +202,29 @@ class UpdateCollection(Body):
     sparse_vectors: Empty | None = None
     strict_mode_config: StrictMode | None = None
     metadata: dict[str, Any] | None = None
+
+
+# Ingest
+
+
+class StartIngest(Body):
+    source: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4_096,
+            description="`s3://BUCKET/PREFIX`, or a path that every shard server sees; "
+            "the last parts may have `*`, `?` and `[...]`.",
+        ),
+    ]
+    columns: Columns = msgspec.field(default_factory=Columns)
+    max_bad_rows: Count = 0
+    chunk_mb: Annotated[
+        int, Meta(ge=1, le=16_384, description="Vectors that one task holds in memory.")
+    ] = 256
+    again: Annotated[
+        bool, Meta(description="Load even what was loaded before from the same files.")
+    ] = False
 
 
 # Points
@@ -434,6 +458,42 @@ class CollectionInfo(Struct, forbid_unknown_fields=True):
     config: CollectionConfig
     payload_schema: dict[str, Any]
     shoal: CollectionDetail
+
+
+class IngestJob(Struct, kw_only=True):
+    id: str
+    collection_id: str
+    collection: str
+    source: str
+    columns: Columns
+    max_bad_rows: int
+    created: float
+    again: bool
+    state: Literal[
+        "queued",
+        "planning",
+        "training",
+        "encoding",
+        "checking",
+        "committing",
+        "done",
+        "failed",
+        "cancelled",
+    ]
+    rows_total: int
+    rows_read: int
+    rows_loaded: int
+    bad_rows: int
+    bad: list[BadRow]
+    ignored_columns: list[str]
+    error: str
+    same_as: str
+    started: float
+    finished: float
+
+
+class IngestJobs(Struct):
+    jobs: list[IngestJob]
 
 
 class UpdateResult(Struct, forbid_unknown_fields=True):

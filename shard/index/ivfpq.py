@@ -31,13 +31,22 @@ class IvfPqIndex:
 
     @classmethod
     def build(cls, vectors: Vectors, distance: Distance, seed: int) -> IvfPqIndex:
-        """Train on a sample of ``vectors`` (n, d), prepared float32, n > 0, and add them all.
+        """Train on a sample of ``vectors`` (n, d), prepared float32, n > 0, and add them all."""
+        rows = len(vectors)
+        sampled = np.random.default_rng(seed).choice(rows, min(rows, sample_rows(rows)), False)
+        index = cls.train(vectors[np.sort(sampled)], rows, distance)
+        index.add(vectors)
+        return index
 
-        There are two lists per square root of n, half of what FAISS advises for codes that are
+    @classmethod
+    def train(cls, sample: Vectors, rows: int, distance: Distance) -> IvfPqIndex:
+        """An empty index for ``rows`` vectors, from a ``sample`` (n, d) of them, n > 0.
+
+        There are two lists per square root of rows, half of what FAISS advises for codes that are
         slower to scan: shorter lists would cost more than they spare.
         """
-        rows, dimension = vectors.shape
-        lists = max(1, min(int(2 * rows**0.5), rows // _SAMPLE_PER_LIST))
+        dimension = sample.shape[1]
+        lists = min(_lists(rows), max(1, len(sample) // _SAMPLE_PER_LIST))
         width = code_width(dimension)
         codes = -(-dimension // width)
         padded = codes * width
@@ -49,15 +58,17 @@ class IvfPqIndex:
         index.cp.max_points_per_centroid = _SAMPLE_PER_LIST
         index.cp.min_points_per_centroid = 1
         index.pq.cp.min_points_per_centroid = 1
-        generator = np.random.default_rng(seed)
-        sampled = generator.choice(rows, min(rows, max(lists, 256) * _SAMPLE_PER_LIST), False)
-        sample = _pad(vectors[np.sort(sampled)], padded)
+        sample = _pad(sample, padded)
         if len(sample) < 16:  # FAISS wants as many vectors as a code has values.
             sample = np.resize(sample, (16, padded))
         index.train(sample)
-        for start in range(0, rows, _ADD_ROWS):
-            index.add(_pad(vectors[start : start + _ADD_ROWS], padded))
         return cls(index)
+
+    def add(self, vectors: Vectors) -> None:
+        """Add ``vectors`` (n, d), prepared float32, as the next rows. Not beside a search."""
+        for start in range(0, len(vectors), _ADD_ROWS):
+            self._index.add(_pad(vectors[start : start + _ADD_ROWS], self._index.d))
+        self.rows = self._index.ntotal
 
     @classmethod
     def open(cls, path: Path) -> IvfPqIndex:
@@ -92,6 +103,15 @@ class IvfPqIndex:
         rows: Rows
         _, rows = self._index.search(_pad(queries, self._index.d), count, params=parameters)
         return rows
+
+
+def sample_rows(rows: int) -> int:
+    """How many vectors to train on for an index of ``rows``."""
+    return max(_lists(rows), 256) * _SAMPLE_PER_LIST
+
+
+def _lists(rows: int) -> int:
+    return max(1, min(int(2 * rows**0.5), rows // _SAMPLE_PER_LIST))
 
 
 def code_width(dimension: int) -> int:

@@ -1,0 +1,419 @@
+"""Takes one bulk load from its first step to its last; a Ray actor that may die at any time.
+
+Where a job is, the document of jobs tells; what its tasks have done lies beside it in the object
+store. So a successor goes on from there, and a second driver of the same job does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from threading import Thread
+from time import monotonic, sleep, time
+from typing import Any, TypeVar
+
+import msgspec
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.catalog import Catalog, Collection
+from cluster.ingest import tasks
+from cluster.ingest.jobs import SAMPLES, BadRow, Job, Jobs, State
+from cluster.ingest.sources import Range, Source, SourceFile
+from cluster.ingest.tasks import Encoded, JobFiles, Resolved, Work, shard_prefix
+from cluster.settings import ClusterSettings, configure_logging
+from shard.errors import Corrupt, InvalidInput, NotFound, ShoalError, Unavailable
+from shard.imports import Imports
+from shard.index.ivfpq import sample_rows
+from shard.manifest import Manifest, Manifests
+from shard.model import KEY_BYTES
+from shard.objects import ObjectStore, open_object_store
+from shard.objects.document import decode_stored
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.25
+"""Between looks at tasks, shards, and whether the job is cancelled."""
+TELL_SECONDS = 1.0
+"""Between changes of the job's progress."""
+CLEAN_SECONDS = 5.0
+"""Between passes over what a job has left; a task of it may still be at work."""
+BACKOFF_SECONDS = (0.5, 30.0)
+ATTEMPTS = 10
+"""After so many that failed a job is given up, unless it is decided."""
+SAMPLED_RANGES = 64
+"""Parts of files that the training sample is taken from."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a job reads, as it was found."""
+
+    files: list[SourceFile]
+    chunks: list[list[Range]]
+
+
+class Cancelled(Exception):
+    """The job's user has called it off."""
+
+
+class TooManyBadRows(Exception):
+    pass
+
+
+class IngestDriver:
+    """Works in a thread of its own, and ends with the job."""
+
+    def __init__(self, settings: ClusterSettings, job_id: str) -> None:
+        configure_logging(settings.log_level)
+        self._settings = settings
+        self._job_id = job_id
+        self._self = ray.get_runtime_context().current_actor
+        Thread(target=self._run, name="ingest", daemon=True).start()
+
+    def _run(self) -> None:
+        first, longest = BACKOFF_SECONDS
+        for attempt in count(1):
+            try:
+                store = open_object_store(self._settings.data)
+                _Driving(store, self._settings, self._job_id).run()
+                break
+            except (Unavailable, Corrupt, RayError) as error:
+                logger.warning("ingest job %s: %s", self._job_id, error)
+                reason = str(error)
+            except Exception as error:
+                logger.exception("ingest job %s", self._job_id)
+                reason = repr(error)
+            sleep(min(longest, first * 2 ** min(attempt, 16)))
+            with contextlib.suppress(ShoalError):
+                store = open_object_store(self._settings.data)
+                driving = _Driving(store, self._settings, self._job_id)
+                driving.note(reason, last=attempt >= ATTEMPTS)
+        ray.kill(self._self, no_restart=True)
+
+
+@dataclass
+class _Driving:
+    """One attempt at a job."""
+
+    store: ObjectStore
+    settings: ClusterSettings
+    job_id: str
+
+    def __post_init__(self) -> None:
+        self.jobs = Jobs(self.store)
+        self.job = self.jobs.get(self.job_id)
+        self.files = JobFiles(self.store, self.job)
+        self._told_at = 0.0
+
+    def run(self) -> None:
+        """Until the job is over and nothing is left of it. What it raises may pass."""
+        while not self.job.state.is_over:
+            self._work()
+        self._clean()
+
+    def note(self, error: str, *, last: bool) -> None:
+        """Tell why an attempt has failed; the ``last`` ends a job that is not decided."""
+        if last and self.job.state is not State.COMMITTING:
+            self._end(State.FAILED, error)
+        else:
+            self._tell(error=error)
+
+    def _work(self) -> None:
+        try:
+            collection = self._collection()
+            if self.job.state is not State.COMMITTING and not self._load(collection):
+                return
+            self._wait_for_shards(collection, lambda manifest: self.job_id in manifest.taken_in)
+            self._tell(state=State.DONE, finished=time())
+        except Cancelled:
+            self._end(State.CANCELLED, "")
+        except (InvalidInput, NotFound, TooManyBadRows) as error:
+            self._end(State.FAILED, str(error))
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (InvalidInput, NotFound)):
+                self._end(State.FAILED, str(cause))
+            elif isinstance(cause, Unavailable):
+                raise cause from None
+            else:
+                self._end(State.FAILED, str(error))
+
+    def _load(self, collection: Collection) -> bool:
+        """Bring the job to its commitment. False where there is nothing to do."""
+        self._enter(State.PLANNING, started=self.job.started or time())
+        plan = self._plan(collection)
+        fingerprint = _fingerprint(self.job, plan)
+        for other in self.jobs.all():
+            if (
+                not self.job.again
+                and other.state is State.DONE
+                and other.fingerprint == fingerprint
+                and other.collection_id == self.job.collection_id
+                and other.id != self.job_id
+            ):
+                self._tell(
+                    state=State.DONE,
+                    finished=time(),
+                    same_as=other.same_as or other.id,
+                    fingerprint=fingerprint,
+                )
+                return False
+        total = sum(part.rows for chunk in plan.chunks for part in chunk)
+        self._tell(fingerprint=fingerprint, rows_total=total)
+        # From here on each shard remembers what is written to it, which is newer than the job.
+        self._wait_for_shards(collection, lambda manifest: self.job_id in manifest.awaited)
+        work = Work(
+            data=self.settings.data,
+            scratch=f"{self.settings.scratch}/ingest",
+            job=self.job,
+            collection=collection,
+            files=plan.files,
+        )
+        self._enter(State.TRAINING)
+        self._train(work, plan)
+        self._enter(State.ENCODING)
+        encoded = self._encode(work, plan)
+        self._enter(State.CHECKING)
+        resolved = self._resolve(work, collection, encoded)
+        samples = [sample for one in encoded for sample in one.samples]
+        samples += [sample for one in resolved for sample in one.samples]
+        self._tell(
+            rows_read=sum(one.read for one in encoded),
+            rows_loaded=sum(one.rows for one in resolved),
+            bad_rows=sum(one.bad for one in encoded) + sum(one.bad for one in resolved),
+            bad=samples[:SAMPLES],
+        )
+        self._check_bad_rows()
+
+        def commit(job: Job) -> Job:
+            if job.cancel:
+                raise Cancelled
+            if job.state.is_over:
+                return job
+            return msgspec.structs.replace(job, state=State.COMMITTING)
+
+        self.job = self.jobs.change(self.job_id, commit)
+        return self.job.state is State.COMMITTING
+
+    # Steps
+
+    def _plan(self, collection: Collection) -> Plan:
+        try:
+            return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
+        except NotFound:
+            pass
+        source = Source(self.job.source)
+        files = source.files()
+        row_bytes = 4 * collection.config.dimension + KEY_BYTES
+        ranges = [
+            part
+            for number, file in enumerate(files)
+            for part in source.ranges(number, file, row_bytes)
+        ]
+        most = max(1, self.job.chunk_bytes // row_bytes)
+        plan = Plan(files, list(_chunks(ranges, most)))
+        # Put once: every driver of the job reads the same.
+        self.store.put_if_absent(self.files.plan, msgspec.json.encode(plan))
+        return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
+
+    def _train(self, work: Work, plan: Plan) -> None:
+        try:
+            self.store.get_range(self.files.template, 0, 1)
+            return
+        except NotFound:
+            pass
+        rows = [sum(part.rows for part in chunk) for chunk in plan.chunks]
+        segment_rows = max(rows, default=0) // work.collection.shard_count
+        if segment_rows < work.collection.config.flat_threshold:
+            return
+        every = [part for chunk in plan.chunks for part in chunk]
+        chosen = every[:: max(1, len(every) // SAMPLED_RANGES)]
+        cores = self._parallel()
+        task = ray.remote(tasks.sample).options(num_cpus=0, max_retries=-1)
+        wanted = sample_rows(segment_rows)
+        start = partial(task.remote, work, chosen, wanted, segment_rows, cores)
+        for _ in self._run_all([start], 1):
+            pass
+
+    def _encode(self, work: Work, plan: Plan) -> list[Encoded]:
+        found: dict[int, Encoded] = {}
+        for chunk in range(len(plan.chunks)):
+            if (one := self._stored(self.files.encoded(chunk), Encoded)) is not None:
+                found[chunk] = one
+        left = [chunk for chunk in range(len(plan.chunks)) if chunk not in found]
+        task = ray.remote(tasks.encode).options(num_cpus=1, max_retries=-1)
+        starts = [partial(task.remote, work, chunk, plan.chunks[chunk]) for chunk in left]
+        self._count(found)
+        for number, one in self._run_all(starts, self._parallel()):
+            found[left[number]] = one
+            self._count(found)
+            self._check_bad_rows()
+        return [found[chunk] for chunk in sorted(found)]
+
+    def _count(self, found: dict[int, Encoded]) -> None:
+        every = list(found.values())
+        now = monotonic()
+        fields = {
+            "rows_read": sum(one.read for one in every),
+            "bad_rows": sum(one.bad for one in every),
+            "bad": [sample for one in every for sample in one.samples][:SAMPLES],
+            "ignored_columns": sorted({name for one in every for name in one.ignored}),
+        }
+        if now - self._told_at >= TELL_SECONDS:
+            self._told_at = now
+            self._tell(**fields)
+        else:
+            self.job = msgspec.structs.replace(self.job, **fields)
+
+    def _resolve(
+        self, work: Work, collection: Collection, encoded: list[Encoded]
+    ) -> list[Resolved]:
+        found: dict[int, Resolved] = {}
+        for shard in range(collection.shard_count):
+            if (one := self._stored(self.files.resolved(shard), Resolved)) is not None:
+                found[shard] = one
+        left = [shard for shard in range(collection.shard_count) if shard not in found]
+        task = ray.remote(tasks.resolve).options(num_cpus=1, max_retries=-1)
+        starts = [
+            partial(task.remote, work, shard, [one.segments[shard] for one in encoded])
+            for shard in left
+        ]
+        for number, one in self._run_all(starts, self._parallel()):
+            found[left[number]] = one
+        return [found[shard] for shard in sorted(found)]
+
+    def _run_all(self, starts: list[Callable[[], Any]], parallel: int) -> Iterator[tuple[int, Any]]:
+        """Numbers and answers of tasks as they end, at most ``parallel`` at a time."""
+        waiting = list(enumerate(starts))[::-1]
+        running: dict[Any, int] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    number, start = waiting.pop()
+                    running[start()] = number
+                done, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
+                for one in done:
+                    number = running.pop(one)
+                    yield number, ray.get(one)
+                self._check_cancelled()
+        finally:
+            for one in running:
+                ray.cancel(one, force=True)
+
+    def _wait_for_shards(
+        self, collection: Collection, condition: Callable[[Manifest], bool]
+    ) -> None:
+        left = {
+            shard: Manifests(self.store, f"{shard_prefix(collection, shard)}/manifest")
+            for shard in range(collection.shard_count)
+        }
+        while left:
+            for shard, manifests in list(left.items()):
+                if condition(manifests.read()):
+                    del left[shard]
+            if not left:
+                return
+            self._check_cancelled()
+            self._collection()
+            sleep(LOOK_SECONDS)
+
+    # The job's document
+
+    def _enter(self, state: State, **fields: Any) -> None:
+        self._check_cancelled()
+        self._tell(state=state, **fields)
+
+    def _tell(self, **fields: Any) -> None:
+        """Change the job's document. What another driver has decided stays."""
+
+        def change(job: Job) -> Job:
+            if job.state.is_over:
+                return job
+            if job.state is State.COMMITTING and self.job.state is not State.COMMITTING:
+                return job
+            return msgspec.structs.replace(job, **fields)
+
+        self.job = self.jobs.change(self.job_id, change)
+
+    def _end(self, state: State, error: str) -> None:
+        self._tell(state=state, error=error, finished=time())
+        logger.info("ingest job %s: %s %s", self.job_id, state, error)
+
+    def _check_cancelled(self) -> None:
+        if self.job.state is not State.COMMITTING and self.jobs.get(self.job_id).cancel:
+            raise Cancelled
+
+    def _check_bad_rows(self) -> None:
+        if self.job.bad_rows > self.job.max_bad_rows:
+            first: BadRow | None = self.job.bad[0] if self.job.bad else None
+            example = f", such as row {first.row} of {first.file}: {first.reason}" if first else ""
+            self._tell(bad_rows=self.job.bad_rows, bad=self.job.bad)
+            raise TooManyBadRows(
+                f"{self.job.bad_rows} bad rows, expected at most {self.job.max_bad_rows}{example}"
+            )
+
+    def _collection(self) -> Collection:
+        """Raises NotFound when it is deleted."""
+        for collection in Catalog(self.store).collections().values():
+            if collection.id == self.job.collection_id:
+                return collection
+        raise NotFound(f"collection `{self.job.collection}` is deleted")
+
+    def _stored(self, key: str, kind: type[T]) -> T | None:
+        try:
+            return decode_stored(self.store.get(key), kind, key, msgspec.msgpack.decode)
+        except NotFound:
+            return None
+
+    def _parallel(self) -> int:
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return max(1, int(resources.get("CPU", 1)))
+
+    # Afterwards
+
+    def _clean(self) -> None:
+        """Delete what is left, until there is nothing."""
+        if self.job.cleaned:
+            return
+        taken_in = self.job.state is State.DONE and not self.job.same_as
+        try:
+            collection = self._collection()
+        except NotFound:
+            collection = None
+        while True:
+            erased = self.files.clean()
+            for shard in range(collection.shard_count if collection else 0):
+                assert collection is not None
+                imports = Imports(self.store, shard_prefix(collection, shard))
+                erased += imports.erase(self.job_id, segments=not taken_in)
+            if not erased or taken_in:
+                break
+            sleep(CLEAN_SECONDS)
+        self.jobs.set(self.job_id, cleaned=True)
+
+
+def _chunks(ranges: list[Range], most: int) -> Iterator[list[Range]]:
+    """Runs of ``ranges`` of at most ``most`` rows, or of one alone."""
+    chunk: list[Range] = []
+    rows = 0
+    for part in ranges:
+        if chunk and rows + part.rows > most:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(part)
+        rows += part.rows
+    if chunk:
+        yield chunk
+
+
+def _fingerprint(job: Job, plan: Plan) -> str:
+    files = [(file.name, file.bytes, file.changed) for file in plan.files]
+    said = msgspec.json.encode([job.source, job.columns, files])
+    return hashlib.blake2b(said, digest_size=16).hexdigest()

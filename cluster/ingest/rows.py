@@ -1,0 +1,317 @@
+"""Rows of a source as points, and what is wrong with those that are none.
+
+Ids may be unsigned integers, UUIDs, or any other strings. These become UUIDv5 of the string, which
+the payload then keeps under the column's name; rows without an id get the UUIDv5 of file and row.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import uuid
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.ingest.jobs import Columns
+from cluster.ingest.sources import Batch
+from shard.errors import InvalidInput
+from shard.model import KEY_BYTES, KEY_DTYPE, Keys, Mask, Rows, Vectors, encode_id
+
+NAMESPACE = uuid.UUID("7a1d1f0e-0c2b-5d8e-9a57-6f1f4b2f7c11")
+"""Of ids made of strings, and of file and row."""
+_IDS = ("id", "_id", "point_id")
+_VECTORS = ("vector", "values", "embedding", "embeddings", "emb", "dense_vector")
+_PAYLOADS = ("payload", "metadata")
+_SPARSE = ("sparse_values", "sparse_vector", "sparse")
+
+
+class Parsed(NamedTuple):
+    """Good rows of a batch, in order, and the others."""
+
+    keys: Keys
+    vectors: Vectors
+    payloads: list[bytes]
+    rows: Rows
+    """Of each good one, in its file."""
+    bad: list[tuple[int, str]]
+    """Row in the file, and what is wrong with it."""
+
+
+class Parser:
+    """For files whose rows have the columns of ``schema``. Raises InvalidInput where none fits."""
+
+    def __init__(self, columns: Columns, dimension: int, schema: pa.Schema, file: str) -> None:
+        self._dimension = dimension
+        self._file = file
+        names = schema.names
+        self._id = columns.id or next((name for name in _IDS if name in names), None)
+        self._vector = columns.vector or _vector_column(schema)
+        for role, name in (("columns.id", self._id), ("columns.vector", self._vector)):
+            if name is not None and name not in names and not _is_json(schema):
+                raise InvalidInput(f"{role}: no column {name!r} in {file}, which has {names}")
+        if self._vector is None:
+            raise InvalidInput(f"columns.vector: none of {names} in {file} has vectors; name it")
+        taken = {self._id, self._vector}
+        self.ignored = [name for name in names if name in _SPARSE and name not in taken]
+        self._document: str | None = None
+        self._fields: list[str] = []
+        match columns.payload:
+            case str(name):
+                self._document = name
+            case list(chosen):
+                self._fields = chosen
+            case None:
+                self._document = next((name for name in _PAYLOADS if name in names), None)
+                if self._document is None:
+                    self._fields = [
+                        name for name in names if name not in taken and name not in self.ignored
+                    ]
+        for name in [*self._fields, *([self._document] if self._document else [])]:
+            if name not in names and not _is_json(schema):
+                raise InvalidInput(f"columns.payload: no column {name!r} in {file}, it has {names}")
+
+    def parse(self, batch: Batch) -> Parsed:
+        count = batch.columns.num_rows
+        errors = dict(batch.errors)
+        vectors = self._vectors(batch.columns, errors)
+        keys, originals = self._keys(batch, errors)
+        payloads = self._payloads(batch.columns, originals, errors)
+        good: Mask = np.ones(count, np.bool_)
+        good[list(errors)] = False
+        rows = np.flatnonzero(good)
+        bad = [(batch.first_row + position, errors[position]) for position in sorted(errors)]
+        if len(rows) < count:
+            keys, vectors = keys[rows], vectors[rows]
+            payloads = [payloads[row] for row in rows.tolist()]
+        return Parsed(keys, vectors, payloads, batch.first_row + rows, bad)
+
+    # Vectors
+
+    def _vectors(self, columns: pa.RecordBatch, errors: dict[int, str]) -> Vectors:
+        count = columns.num_rows
+        vectors = np.zeros((count, self._dimension), np.float32)
+        if self._vector not in columns.schema.names:
+            for position in range(count):
+                errors.setdefault(position, f"no {self._vector!r}")
+            return vectors
+        field = columns.schema.field(self._vector)
+        column = columns.column(self._vector)
+        if _is_json_field(field):
+            self._json_vectors(column, vectors, errors)
+        else:
+            self._arrow_vectors(column, vectors, errors)
+        finite = np.isfinite(vectors).all(axis=1)
+        for position in np.flatnonzero(~finite).tolist():
+            errors.setdefault(position, "vector: a component is not a finite float32")
+        return vectors
+
+    def _arrow_vectors(self, column: pa.Array, vectors: Vectors, errors: dict[int, str]) -> None:
+        kind = column.type
+        if pa.types.is_fixed_size_list(kind):
+            lengths = np.full(len(column), kind.list_size)
+            flat = column.flatten() if not column.null_count else column.drop_null().flatten()
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+            flat = column.flatten()
+        else:
+            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        if flat.null_count:
+            # A null among the components: what it stands for is no number either.
+            flat = flat.cast(pa.float64()).fill_null(float("nan"))
+        numbers = flat.to_numpy(zero_copy_only=False)
+        if not np.issubdtype(numbers.dtype, np.number):
+            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = numbers.astype(np.float32, copy=False)
+        fits = present & (lengths == self._dimension)
+        for position in np.flatnonzero(~fits).tolist():
+            if present[position]:
+                found = f"{lengths[position]}"
+                errors.setdefault(
+                    position, f"vector: expected dimension {self._dimension}, got {found}"
+                )
+            else:
+                errors.setdefault(position, "vector: null")
+        if fits.all():
+            vectors[:] = numbers.reshape(-1, self._dimension)
+            return
+        starts = np.cumsum(np.where(present, lengths, 0)) - np.where(present, lengths, 0)
+        chosen = starts[fits][:, None] + np.arange(self._dimension)
+        vectors[fits] = numbers[chosen]
+
+    def _json_vectors(self, column: pa.Array, vectors: Vectors, errors: dict[int, str]) -> None:
+        for position, value in enumerate(column.to_pylist()):
+            parsed = None if value is None else orjson.loads(value)
+            if parsed is None:
+                errors.setdefault(position, "vector: null")
+            elif not isinstance(parsed, list) or not all(
+                type(one) in (int, float) for one in parsed
+            ):
+                errors.setdefault(position, "vector: expected a list of numbers")
+            elif len(parsed) != self._dimension:
+                errors.setdefault(
+                    position, f"vector: expected dimension {self._dimension}, got {len(parsed)}"
+                )
+            else:
+                with np.errstate(over="ignore"):
+                    vectors[position] = np.array(parsed, np.float64).astype(np.float32)
+
+    # Ids
+
+    def _keys(self, batch: Batch, errors: dict[int, str]) -> tuple[Keys, dict[int, str]]:
+        """A key for each row, and by position the strings that keys were made of."""
+        columns = batch.columns
+        if self._id is None or (self._id not in columns.schema.names and _is_json(columns.schema)):
+            return self._made(batch.first_row, columns.num_rows), {}
+        column = columns.column(self._id)
+        if pa.types.is_integer(column.type):
+            return _integer_keys(column, errors), {}
+        if _is_json_field(columns.schema.field(self._id)):
+            values = [None if one is None else orjson.loads(one) for one in column.to_pylist()]
+        else:
+            values = column.to_pylist()
+        keys = np.zeros(len(values), KEY_DTYPE)
+        originals: dict[int, str] = {}
+        for position, value in enumerate(values):
+            try:
+                keys[position], original = _key_of(value)
+            except InvalidInput as error:
+                errors.setdefault(position, str(error))
+            else:
+                if original is not None:
+                    originals[position] = original
+        return keys, originals
+
+    def _made(self, first_row: int, count: int) -> Keys:
+        ids = (uuid.uuid5(NAMESPACE, f"{self._file}#{first_row + row}") for row in range(count))
+        return np.array([encode_id(one) for one in ids], KEY_DTYPE)
+
+    # Payloads
+
+    def _payloads(
+        self, columns: pa.RecordBatch, originals: dict[int, str], errors: dict[int, str]
+    ) -> list[bytes]:
+        names = set(columns.schema.names)
+        fields = [name for name in self._fields if name in names]
+        document = self._document if self._document in names else None
+        if document is None and not fields and not originals:
+            return [b""] * columns.num_rows
+        payloads: list[dict[str, Any]] = [{} for _ in range(columns.num_rows)]
+        if document is not None:
+            json = _is_json_field(columns.schema.field(document))
+            for position, value in enumerate(columns.column(document).to_pylist()):
+                try:
+                    payloads[position] = _document_of(value, json)
+                except ValueError as error:
+                    errors.setdefault(position, f"{document}: {error}")
+        for name in fields:
+            json = _is_json_field(columns.schema.field(name))
+            for position, value in enumerate(columns.column(name).to_pylist()):
+                if value is not None:
+                    payloads[position][name] = orjson.loads(value) if json else value
+        for position, original in originals.items():
+            payloads[position].setdefault(self._id or "id", original)
+        encoded = []
+        for position, payload in enumerate(payloads):
+            try:
+                encoded.append(orjson.dumps(payload, default=_as_json) if payload else b"")
+            except TypeError as error:
+                errors.setdefault(position, f"payload: {error}")
+                encoded.append(b"")
+        return encoded
+
+
+def _vector_column(schema: pa.Schema) -> str | None:
+    for name in _VECTORS:
+        if name in schema.names:
+            return name
+    lists = [
+        field.name
+        for field in schema
+        if (
+            pa.types.is_fixed_size_list(field.type)
+            or pa.types.is_list(field.type)
+            or pa.types.is_large_list(field.type)
+        )
+        and (pa.types.is_floating(field.type.value_type))
+    ]
+    if _is_json(schema):
+        return "vector"
+    return lists[0] if len(lists) == 1 else None
+
+
+def _is_json_field(field: pa.Field) -> bool:
+    return bool(field.metadata and field.metadata.get(b"json"))
+
+
+def _is_json(schema: pa.Schema) -> bool:
+    """Whether the rows were JSON objects, each of which may have other fields."""
+    return all(_is_json_field(field) or field.name == "_" for field in schema)
+
+
+def _integer_keys(column: pa.Array, errors: dict[int, str]) -> Keys:
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    ids = column.fill_null(0).to_numpy(zero_copy_only=False)
+    for position in np.flatnonzero(~present).tolist():
+        errors.setdefault(position, "id: null")
+    if np.issubdtype(ids.dtype, np.signedinteger):
+        for position in np.flatnonzero(ids < 0).tolist():
+            errors.setdefault(position, f"id: {ids[position]} is negative")
+    form = np.zeros((len(ids), KEY_BYTES), np.uint8)
+    form[:, 0] = form[:, -1] = 1
+    form[:, 9:17] = ids.astype(">u8").view(np.uint8).reshape(-1, 8)
+    return form.reshape(-1).view(KEY_DTYPE)
+
+
+def _key_of(value: Any) -> tuple[bytes, str | None]:
+    match value:
+        case bool() | None:
+            raise InvalidInput(f"id: expected an unsigned integer or a string, got {value}")
+        case int():
+            return encode_id(value), None
+        case uuid.UUID():
+            return encode_id(value), None
+        case bytes() if len(value) == 16:
+            return encode_id(uuid.UUID(bytes=value)), None
+        case str():
+            if value.isascii() and value.isdecimal() and int(value) < 1 << 64:
+                return encode_id(int(value)), None
+            try:
+                return encode_id(uuid.UUID(value)), None
+            except ValueError:
+                return encode_id(uuid.uuid5(NAMESPACE, value)), value
+    raise InvalidInput(f"id: expected an unsigned integer or a string, got {value!r:.80}")
+
+
+def _document_of(value: Any, json: bool) -> dict[str, Any]:
+    if isinstance(value, (bytes, str)):
+        value = orjson.loads(value)
+        # JSON in a field of JSON.
+        if json and isinstance(value, str):
+            value = orjson.loads(value)
+    if value is None:
+        return {}
+    if isinstance(value, list):  # Arrow's maps.
+        value = dict(value)
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return {name: one for name, one in value.items() if one is not None}
+
+
+def _as_json(value: Any) -> Any:
+    match value:
+        case bytes():
+            return base64.b64encode(value).decode()
+        case decimal.Decimal():
+            return float(value)
+        case datetime.timedelta():
+            return value.total_seconds()
+        case np.generic():
+            return value.item()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

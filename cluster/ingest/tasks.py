@@ -1,0 +1,313 @@
+"""What a bulk load does in parallel: sample, encode, and find what is there twice.
+
+Each of these is a pure function of the job and of files, and stores what it makes under names that
+follow from its number. It may run twice, or be killed and run again, and nothing is different.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.catalog import Collection
+from cluster.ingest.jobs import SAMPLES, BadRow, Job
+from cluster.ingest.rows import Parsed, Parser
+from cluster.ingest.sources import Range, Source, SourceFile
+from shard.errors import NotFound
+from shard.imports import Imports
+from shard.index.ivfpq import IvfPqIndex
+from shard.manifest import SegmentEntry, pack_dead
+from shard.model import KEY_DTYPE, Keys, Points, Vectors, decode_id, shards_of
+from shard.objects import ObjectStore, open_object_store
+from shard.scheduling import leave_cores_to_others
+from shard.segment_store import imported_id
+
+_ORIGIN = np.dtype([("file", "<u4"), ("row", "<u8")])
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What every task is told."""
+
+    data: str
+    scratch: str
+    job: Job
+    collection: Collection
+    files: list[SourceFile]
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of one chunk."""
+
+    segments: list[SegmentEntry | None]
+    """Of each shard."""
+    read: int
+    bad: int
+    samples: list[BadRow]
+    ignored: list[str] = []
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of one shard's part."""
+
+    rows: int
+    bad: int
+    samples: list[BadRow]
+
+
+class JobFiles:
+    """Where a job keeps what it must find again after a crash, and what it rejects."""
+
+    def __init__(self, store: ObjectStore, job: Job) -> None:
+        self.store = store
+        self._prefix = f"ingest/{job.id}"
+
+    @property
+    def plan(self) -> str:
+        return f"{self._prefix}/plan"
+
+    @property
+    def template(self) -> str:
+        return f"{self._prefix}/template"
+
+    def encoded(self, chunk: int) -> str:
+        return f"{self._prefix}/chunk/{chunk:06d}"
+
+    def resolved(self, shard: int) -> str:
+        return f"{self._prefix}/shard/{shard:04d}"
+
+    def origin(self, chunk: int, shard: int) -> str:
+        return f"{self._prefix}/origin/{chunk:06d}-{shard:04d}"
+
+    def rejects(self, part: str) -> str:
+        return f"{self._prefix}/rejects/{part}.jsonl"
+
+    def clean(self) -> int:
+        """Delete all but the rejects. How many objects."""
+        count = 0
+        for key in self.store.list(f"{self._prefix}/"):
+            if not key.startswith(f"{self._prefix}/rejects/"):
+                self.store.delete(key)
+                count += 1
+        return count
+
+
+def sample(work: Work, ranges: list[Range], count: int, segment_rows: int, threads: int) -> int:
+    """Train the template on about ``count`` rows of ``ranges``; how many there were."""
+    _begin(threads)
+    store = open_object_store(work.data)
+    config = work.collection.config
+    rng = np.random.default_rng(0)
+    share = count / max(1, sum(part.rows for part in ranges))
+    chosen: list[Vectors] = []
+    for parsed, _ in _parse(work, ranges):
+        if share < 1:
+            wanted = rng.random(len(parsed.vectors)) < share
+            chosen.append(parsed.vectors[wanted])
+        else:
+            chosen.append(parsed.vectors)
+        if sum(map(len, chosen)) >= 2 * count:
+            break
+    vectors = config.prepare(
+        np.concatenate([np.empty((0, config.dimension), np.float32), *chosen])[:count]
+    )
+    if len(vectors):
+        index = IvfPqIndex.train(vectors, segment_rows, config.distance)
+        with tempfile.TemporaryDirectory() as folder:
+            index.write(Path(folder) / "template")
+            store.put_file(JobFiles(store, work.job).template, Path(folder) / "template")
+    return len(vectors)
+
+
+def encode(work: Work, chunk: int, ranges: list[Range]) -> Encoded:
+    """Make segments of ``ranges``, one a shard."""
+    _begin()
+    store = open_object_store(work.data)
+    files = JobFiles(store, work.job)
+    config = work.collection.config
+    Path(work.scratch).mkdir(parents=True, exist_ok=True)
+    rejects: list[BadRow] = []
+    ignored: set[str] = set()
+    with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
+        scratch = Path(folder)
+        rows = _gather(work, ranges, rejects, ignored)
+        read = len(rows.keys) + len(rejects)
+        order, doubled = _distinct(rows.keys)
+        rejects += [
+            _doubled(work, rows.keys[position], rows.origin[position])
+            for position in doubled.tolist()
+        ]
+        shard_of = shards_of(rows.keys[order], work.collection.shard_count)
+        template: Path | None = scratch / "template"
+        try:
+            store.get_file(files.template, scratch / "template")
+        except NotFound:
+            template = None
+        segments: list[SegmentEntry | None] = []
+        for shard in range(work.collection.shard_count):
+            own = order[shard_of == shard]
+            if not len(own):
+                segments.append(None)
+                continue
+            points = Points(
+                rows.keys[own],
+                [rows.payloads[row] for row in own.tolist()],
+                config.prepare(rows.vectors[own]),
+            )
+            store.put(files.origin(chunk, shard), rows.origin[own].tobytes())
+            segments.append(
+                _imports(store, work.collection, shard).write_segment(
+                    imported_id(work.job.id, chunk), points, config, template, scratch / "segment"
+                )
+            )
+    _reject(files, f"chunk-{chunk:06d}", rejects)
+    outcome = Encoded(
+        segments=segments,
+        read=read,
+        bad=len(rejects),
+        samples=rejects[:SAMPLES],
+        ignored=sorted(ignored),
+    )
+    store.put(files.encoded(chunk), msgspec.msgpack.encode(outcome))
+    return outcome
+
+
+def resolve(work: Work, shard: int, segments: list[SegmentEntry | None]) -> Resolved:
+    """List a shard's ``segments``, those of each chunk, with what is there twice dead in them.
+
+    The first one of a file, and of the first file, counts.
+    """
+    _begin()
+    store = open_object_store(work.data)
+    files = JobFiles(store, work.job)
+    imports = _imports(store, work.collection, shard)
+    chunks = [chunk for chunk, entry in enumerate(segments) if entry is not None]
+    keys = [_stored_keys(store, work.collection, shard, work.job, chunk) for chunk in chunks]
+    starts = np.cumsum([0, *map(len, keys)])
+    _, doubled = _distinct(np.concatenate([*keys, np.empty(0, KEY_DTYPE)]))
+    doubled = np.sort(doubled)
+    rejects: list[BadRow] = []
+    listed: list[SegmentEntry] = []
+    for number, chunk in enumerate(chunks):
+        entry = segments[chunk]
+        assert entry is not None
+        dead = doubled[(doubled >= starts[number]) & (doubled < starts[number + 1])]
+        dead = dead - starts[number]
+        if len(dead):
+            origin = np.frombuffer(store.get(files.origin(chunk, shard)), _ORIGIN)
+            rejects += [_doubled(work, keys[number][row], origin[row]) for row in dead.tolist()]
+            alive = np.ones(entry.rows, np.bool_)
+            alive[dead] = False
+            entry = msgspec.structs.replace(entry, dead=pack_dead(alive))
+        listed.append(entry)
+    imports.put_list(work.job.id, listed)
+    _reject(files, f"shard-{shard:04d}", rejects)
+    outcome = Resolved(
+        rows=int(starts[-1]) - len(doubled), bad=len(rejects), samples=rejects[:SAMPLES]
+    )
+    store.put(files.resolved(shard), msgspec.msgpack.encode(outcome))
+    return outcome
+
+
+class _Gathered(msgspec.Struct):
+    keys: Keys
+    vectors: Vectors
+    payloads: list[bytes]
+    origin: NDArray[np.void]
+
+
+def _gather(work: Work, ranges: list[Range], rejects: list[BadRow], ignored: set[str]) -> _Gathered:
+    dimension = work.collection.config.dimension
+    expected = sum(part.rows for part in ranges)
+    vectors = np.empty((expected, dimension), np.float32)
+    keys: list[Keys] = []
+    payloads: list[bytes] = []
+    origins: list[NDArray[np.void]] = []
+    count = 0
+    for parsed, file in _parse(work, ranges, ignored):
+        end = count + len(parsed.keys)
+        if end > len(vectors):  # Lines, whose number was a guess.
+            grown = np.empty((max(end, 2 * len(vectors)), dimension), np.float32)
+            grown[:count] = vectors[:count]
+            vectors = grown
+        vectors[count:end] = parsed.vectors
+        keys.append(parsed.keys)
+        payloads += parsed.payloads
+        origin = np.empty(len(parsed.keys), _ORIGIN)
+        origin["file"], origin["row"] = file, parsed.rows
+        origins.append(origin)
+        name = work.files[file].name
+        rejects += [BadRow(name, row, reason) for row, reason in parsed.bad]
+        count = end
+    return _Gathered(
+        np.concatenate([*keys, np.empty(0, KEY_DTYPE)]),
+        vectors[:count],
+        payloads,
+        np.concatenate([*origins, np.empty(0, _ORIGIN)]),
+    )
+
+
+def _parse(
+    work: Work, ranges: list[Range], ignored: set[str] | None = None
+) -> Iterator[tuple[Parsed, int]]:
+    source = Source(work.job.source)
+    for part in ranges:
+        file = work.files[part.file]
+        parser: Parser | None = None
+        schema = None
+        for batch in source.read(file, part):
+            if parser is None or batch.columns.schema != schema:
+                schema = batch.columns.schema
+                dimension = work.collection.config.dimension
+                parser = Parser(work.job.columns, dimension, schema, file.name)
+                if ignored is not None:
+                    ignored.update(parser.ignored)
+            yield parser.parse(batch), part.file
+
+
+def _distinct(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the first of each key, in key order, and those of all others."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first], order[~first]
+
+
+def _doubled(work: Work, key: bytes, origin: np.void) -> BadRow:
+    name = work.files[int(origin["file"])].name
+    return BadRow(name, int(origin["row"]), f"id {decode_id(bytes(key))} is there before")
+
+
+def _reject(files: JobFiles, part: str, rejects: list[BadRow]) -> None:
+    if rejects:
+        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in rejects)
+        files.store.put(files.rejects(part), lines)
+
+
+def _stored_keys(
+    store: ObjectStore, collection: Collection, shard: int, job: Job, chunk: int
+) -> Keys:
+    segment = imported_id(job.id, chunk)
+    data = store.get(f"{shard_prefix(collection, shard)}/segment/{segment}/keys.npy")
+    keys: Keys = np.load(io.BytesIO(data))
+    return keys
+
+
+def _imports(store: ObjectStore, collection: Collection, shard: int) -> Imports:
+    return Imports(store, shard_prefix(collection, shard))
+
+
+def shard_prefix(collection: Collection, shard: int) -> str:
+    return f"{collection.prefix}/shard-{shard:04d}"
+
+
+def _begin(threads: int = 1) -> None:
+    faiss.omp_set_num_threads(threads)
+    leave_cores_to_others()

@@ -1,0 +1,119 @@
+"""``shoal ingest``: start a bulk load through the API, and watch it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from shard.errors import InvalidInput, Unavailable
+
+LOOK_SECONDS = 0.5
+GIVE_UP_SECONDS = 120.0
+_OVER = ("done", "failed", "cancelled")
+
+
+def run(url: str, collection: str, body: dict[str, Any], *, watch: bool) -> bool:
+    """Start the job that ``body`` describes; whether it has gone well so far.
+
+    Raises InvalidInput where the service refuses it, and Unavailable.
+    """
+    console = Console()
+    source = body["source"]
+    if "://" not in source:
+        body = {**body, "source": str(Path(source).absolute())}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        job = _call(client, "POST", f"/collections/{collection}/ingest", body)
+        console.print(f"Job {job['id']}", highlight=False)
+        if not watch:
+            return True
+        job = _watch(client, collection, job, console)
+    console.print(_told(job), highlight=False)
+    return job["state"] == "done"
+
+
+def _watch(
+    client: httpx.Client, collection: str, job: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    reached = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(job["state"], total=None, rate="")
+        while job["state"] not in _OVER:
+            time.sleep(LOOK_SECONDS)
+            try:
+                job = _call(client, "GET", f"/collections/{collection}/ingest/{job['id']}")
+                reached = time.monotonic()
+            except Unavailable:
+                # The job goes on without the router.
+                if time.monotonic() - reached > GIVE_UP_SECONDS:
+                    raise
+                continue
+            took = time.time() - (job["started"] or time.time())
+            rate = f"{job['rows_read'] / took:,.0f} rows/s" if took > 1 else ""
+            progress.update(
+                task,
+                description=job["state"],
+                completed=job["rows_read"],
+                total=job["rows_total"] or None,
+                rate=rate,
+            )
+    return job
+
+
+def _told(job: dict[str, Any]) -> str:
+    lines = []
+    match job["state"]:
+        case "done" if job["same_as"]:
+            lines.append(f"Job {job['same_as']} has loaded these files already: nothing to do.")
+        case "done":
+            took = job["finished"] - job["started"]
+            lines.append(f"{job['rows_loaded']:,} rows in {took:,.1f} s.")
+        case state:
+            lines.append(f"The job {'has failed' if state == 'failed' else 'is cancelled'}.")
+    if job["error"] and job["state"] != "done":
+        lines.append(job["error"])
+    if job["bad_rows"]:
+        lines.append(f"{job['bad_rows']:,} bad rows, of which the first:")
+        lines += [f"  {one['file']}, row {one['row']}: {one['reason']}" for one in job["bad"]]
+        lines.append(f"All of them are in the object store under ingest/{job['id']}/rejects/.")
+    if job["ignored_columns"]:
+        lines.append(f"Columns passed over: {', '.join(job['ignored_columns'])}")
+    return "\n".join(lines)
+
+
+def _call(
+    client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    try:
+        response = client.request(method, path, json=body)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"{client.base_url}: {error}") from error
+    try:
+        answered = response.json()
+    except ValueError:
+        answered = {}
+    if response.status_code >= 500 or not answered:
+        raise Unavailable(f"{client.base_url}: {response.status_code} {response.text[:200]}")
+    if response.is_error:
+        raise InvalidInput(answered["status"]["error"])
+    result: dict[str, Any] = answered["result"]
+    return result

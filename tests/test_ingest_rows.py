@@ -1,0 +1,271 @@
+"""Files of every kind become points, and what is wrong with a row is told."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+from pathlib import Path
+from uuid import UUID, uuid5
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.ingest.jobs import Columns
+from cluster.ingest.rows import NAMESPACE, Parsed, Parser
+from cluster.ingest.sources import Source
+from shard.errors import InvalidInput, NotFound
+from shard.model import PointId, decode_ids
+
+D = 4
+VECTORS = np.arange(40, dtype=np.float32).reshape(10, D)
+
+
+def read(path: Path, columns: Columns = Columns(), dimension: int = D) -> list[Parsed]:
+    source = Source(str(path))
+    parsed = []
+    for number, file in enumerate(source.files()):
+        for part in source.ranges(number, file, 16):
+            for batch in source.read(file, part):
+                parser = Parser(columns, dimension, batch.columns.schema, file.name)
+                parsed.append(parser.parse(batch))
+    return parsed
+
+
+def ids(parsed: list[Parsed]) -> list[PointId]:
+    return [one for part in parsed for one in decode_ids(part.keys)]
+
+
+def vectors(parsed: list[Parsed]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.concatenate([part.vectors for part in parsed])
+
+
+def payloads(parsed: list[Parsed]) -> list[object]:
+    return [orjson.loads(one) if one else None for part in parsed for one in part.payloads]
+
+
+def bad(parsed: list[Parsed]) -> list[tuple[int, str]]:
+    return [one for part in parsed for one in part.bad]
+
+
+def listed(values: object, kind: pa.DataType) -> pa.Array:
+    return pa.array(values, kind)
+
+
+KINDS = [
+    pa.list_(pa.float32()),
+    pa.list_(pa.float32(), D),
+    pa.large_list(pa.float64()),
+    pa.list_(pa.float64(), D),
+    pa.list_(pa.uint8()),
+    pa.list_(pa.int8(), D),
+    pa.list_(pa.float16(), D),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_parquet_with_vectors_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    halves = kind.value_type == pa.float16()
+    rows = [[np.float16(x) for x in row] if halves else row for row in VECTORS.astype(int).tolist()]
+    table = pa.table({"id": list(range(10)), "vector": pa.array(rows, kind)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    parsed = read(tmp_path)
+    assert ids(parsed) == list(range(10))
+    assert np.array_equal(vectors(parsed), VECTORS)
+    assert [one for part in parsed for one in part.rows.tolist()] == list(range(10))
+    assert payloads(parsed) == [None] * 10 and not bad(parsed)
+
+
+def test_rows_that_are_no_points(tmp_path: Path) -> None:
+    rows = [
+        [1, 2, 3, 4],
+        None,
+        [1, 2, 3],
+        [1, 2, float("nan"), 4],
+        [1, None, 3, 4],
+        [1e39, 0, 0, 0],
+    ]
+    table = pa.table(
+        {"id": pa.array([0, 1, 2, 3, None, -5]), "vector": pa.array(rows, pa.list_(pa.float64()))}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path)
+    assert ids(parsed) == [0]
+    assert bad(parsed) == [
+        (1, "vector: null"),
+        (2, "vector: expected dimension 4, got 3"),
+        (3, "vector: a component is not a finite float32"),
+        (4, "vector: a component is not a finite float32"),
+        (5, "vector: a component is not a finite float32"),
+    ]
+
+
+def test_good_rows_among_bad_ones_keep_their_vectors(tmp_path: Path) -> None:
+    rows = [[1.0] * D, None, [2.0], [3.0] * D, [4.0] * (D + 1), [5.0] * D]
+    table = pa.table({"id": range(6), "vector": pa.array(rows, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path)
+    assert ids(parsed) == [0, 3, 5]
+    assert vectors(parsed)[:, 0].tolist() == [1, 3, 5]
+    fixed = pa.array([[1.0] * D, None, [3.0] * D], pa.list_(pa.float32(), D))
+    pq.write_table(pa.table({"id": range(3), "vector": fixed}), tmp_path / "a.parquet")
+    assert vectors(read(tmp_path))[:, 0].tolist() == [1, 3]
+
+
+def test_ids(tmp_path: Path) -> None:
+    own = "7a1d1f0e-0c2b-5d8e-9a57-6f1f4b2f7c12"
+    given = ["17", own, "doc#1", None, "", "18446744073709551616"]
+    table = pa.table({"id": given, "vector": pa.array([[1.0] * D] * 6), "n": range(6)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path)
+    assert ids(parsed) == [
+        17,
+        UUID(own),
+        uuid5(NAMESPACE, "doc#1"),
+        uuid5(NAMESPACE, ""),
+        uuid5(NAMESPACE, "18446744073709551616"),
+    ]
+    assert payloads(parsed)[:3] == [{"n": 0}, {"n": 1}, {"n": 2, "id": "doc#1"}]
+    assert bad(parsed) == [(3, "id: expected an unsigned integer or a string, got None")]
+    big = pa.table({"id": pa.array([2**64 - 1], pa.uint64()), "vector": [[1.0] * D]})
+    pq.write_table(big, tmp_path / "a.parquet")
+    assert ids(read(tmp_path)) == [2**64 - 1]
+    signed = pa.table({"id": [-1, 1], "vector": [[1.0] * D] * 2})
+    pq.write_table(signed, tmp_path / "a.parquet")
+    assert bad(read(tmp_path)) == [(0, "id: -1 is negative")]
+
+
+def test_rows_without_an_id_get_one_of_file_and_row(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    np.save(tmp_path / "x" / "a.npy", VECTORS)
+    assert ids(read(tmp_path)) == [uuid5(NAMESPACE, f"x/a.npy#{row}") for row in range(10)]
+
+
+def test_payloads_of_columns_and_of_json(tmp_path: Path) -> None:
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    table = pa.table(
+        {
+            "id": [1, 2],
+            "values": [[1.0] * D] * 2,
+            "sparse_values": pa.nulls(2),
+            "metadata": ['{"a": [1, null], "b": null}', "no JSON"],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path)
+    assert payloads(parsed) == [{"a": [1, None]}]
+    assert bad(parsed)[0][0] == 1 and bad(parsed)[0][1].startswith("metadata: ")
+    table = pa.table(
+        {
+            "embedding": [[1.0] * D],
+            "title": ["é"],
+            "when": [when],
+            "raw": [b"\x00\xff"],
+            "nothing": pa.nulls(1),
+            "nested": [{"x": [1, 2], "y": None}],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert payloads(read(tmp_path)) == [
+        {
+            "title": "é",
+            "when": "2026-01-02T03:04:05+00:00",
+            "raw": "AP8=",
+            "nested": {"x": [1, 2], "y": None},
+        }
+    ]
+    assert payloads(read(tmp_path, Columns(payload=["title"]))) == [{"title": "é"}]
+    assert payloads(read(tmp_path, Columns(payload="nested"))) == [{"x": [1, 2]}]
+    for wrong in (Columns(vector="v"), Columns(id="v"), Columns(payload="v")):
+        with pytest.raises(InvalidInput, match="no column 'v'"):
+            read(tmp_path, wrong)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_lines_of_json(tmp_path: Path, suffix: str) -> None:
+    lines = [
+        {"id": 1, "vector": [1, 2, 3, 4], "payload": {"a": 1}},
+        {"id": 2, "vector": [1, 2, 3]},
+        "no object",
+        {"id": 3, "vector": [1, 2, 3, 4.5], "payload": None},
+        {"id": 4},
+        {"id": "x", "vector": [1, "2", 3, 4]},
+        {"vector": [0, 0, 0, 1]},
+    ]
+    data = b"\n".join(map(orjson.dumps, lines)) + b"\n{broken"
+    path = tmp_path / f"a.{suffix}"
+    if suffix.endswith("gz"):
+        path.write_bytes(gzip.compress(data))
+    elif suffix.endswith("zst"):
+        path.write_bytes(pa.compress(data, "zstd", asbytes=True))
+    else:
+        path.write_bytes(data)
+    parsed = read(tmp_path)
+    assert [row for part in parsed for row in part.rows.tolist()] == [0, 3]
+    assert ids(parsed) == [1, 3]
+    assert payloads(parsed) == [{"a": 1}, None]
+    told = dict(bad(parsed))
+    assert told[1] == "vector: expected dimension 4, got 3"
+    assert told[2].startswith("unparsable") and told[7].startswith("unparsable")
+    assert told[4] == "vector: null"
+    assert told[5] == "vector: expected a list of numbers"
+    assert told[6] == "id: expected an unsigned integer or a string, got None"
+    path.write_bytes(b'{"vector": [0, 0, 0, 1], "a": 1}')
+    if suffix == "jsonl":
+        parsed = read(tmp_path)
+        assert ids(parsed) == [uuid5(NAMESPACE, "a.jsonl#0")]
+        assert payloads(parsed) == [{"a": 1}]
+
+
+def test_feather_and_arrow(tmp_path: Path) -> None:
+    table = pa.table({"id": range(10), "vector": VECTORS.tolist()})
+    feather.write_feather(table, str(tmp_path / "a.feather"), chunksize=4)
+    with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as out:
+        out.write_table(table, 3)
+    parsed = read(tmp_path)
+    assert ids(parsed) == [*range(10)] * 2
+    assert np.array_equal(vectors(parsed), np.concatenate([VECTORS, VECTORS]))
+
+
+def test_the_formats_of_the_ann_field(tmp_path: Path) -> None:
+    small = VECTORS.astype(np.uint8)
+    header = np.array(VECTORS.shape, np.uint32).tobytes()
+    dims = np.full((10, 1), D, np.int32)
+    (tmp_path / "a.fvecs").write_bytes(np.hstack([dims.view(np.float32), VECTORS]).tobytes())
+    (tmp_path / "b.bvecs").write_bytes(np.hstack([dims.view(np.uint8), small]).tobytes())
+    (tmp_path / "c.fbin").write_bytes(header + VECTORS.tobytes())
+    (tmp_path / "d.u8bin").write_bytes(header + small.tobytes())
+    (tmp_path / "e.i8bin").write_bytes(header + VECTORS.astype(np.int8).tobytes())
+    np.save(tmp_path / "f.npy", VECTORS.astype(np.float64))
+    parsed = read(tmp_path)
+    assert np.array_equal(vectors(parsed), np.concatenate([VECTORS] * 6))
+    for name, data in (("a.fvecs", b"\x04\x00\x00\x00abc"), ("c.fbin", header), ("f.npy", b"no")):
+        alone = tmp_path / name.replace(".", "")
+        alone.mkdir()
+        (alone / name).write_bytes(data)
+        with pytest.raises(InvalidInput, match=name):
+            read(alone)
+
+
+def test_files_are_found_by_directory_by_name_and_by_glob(tmp_path: Path) -> None:
+    for name in ("b/2.npy", "b/1.npy", "a.npy", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / "x.npy", VECTORS[:1])
+        (tmp_path / "x.npy").rename(tmp_path / name)
+
+    def names(url: str) -> list[str]:
+        return [file.name for file in Source(url).files()]
+
+    assert names(str(tmp_path)) == ["a.npy", "b/1.npy", "b/2.npy"]
+    assert names(f"file://{tmp_path}/b/1.npy") == ["1.npy"]
+    assert names(f"{tmp_path}/b/[12].npy") == ["1.npy", "2.npy"]
+    assert names(f"{tmp_path}/*/1.npy") == ["b/1.npy"]
+    for missing in ("c", "b/notes.txt", "z*"):
+        with pytest.raises(NotFound):
+            names(f"{tmp_path}/{missing}")
+    for wrong in ("gs://b/x", "s3://"):
+        with pytest.raises(InvalidInput):
+            names(wrong)
