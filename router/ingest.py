@@ -40,7 +40,7 @@ def run(url: str, collection: str, body: dict[str, Any], *, watch: bool) -> bool
             return True
         job = _watch(client, collection, job, console)
     console.print(_told(job), highlight=False)
-    return job["state"] == "done"
+    return bool(job["state"] == "done")
 
 
 def _watch(

@@ -34,7 +34,8 @@ ROWS = 60_000
 def vectors_of(ids: np.ndarray[Any, np.dtype[np.int64]], seed: int = 0) -> np.ndarray[Any, Any]:
     """Of each id its own, whatever file or row it is in."""
     base = np.random.default_rng(seed).normal(size=(4_096, DIMENSION))
-    return (base[ids % 4_096] + (ids // 4_096)[:, None] * 0.01).astype(np.float32)
+    found: np.ndarray[Any, Any] = base[ids % 4_096] + (ids // 4_096)[:, None] * 0.01
+    return found.astype(np.float32)
 
 
 def table_of(ids: np.ndarray[Any, np.dtype[np.int64]], word: str) -> pa.Table:
@@ -184,7 +185,7 @@ def test_a_live_collection_keeps_what_is_newer(
     """Points are written and deleted all the time, some of them the job's as well."""
     write_files(tmp_path / "files")
 
-    def upsert(ids: list[int], word: str) -> None:
+    def upsert(ids: list[Any], word: str) -> None:
         vectors = vectors_of(np.array(ids))
         payloads = [{"of": word}] * len(ids)
         client.upsert(
@@ -200,12 +201,12 @@ def test_a_live_collection_keeps_what_is_newer(
     while jobs.get(job)["state"] not in ("training", "encoding"):
         time.sleep(0.02)
     random.seed(0)
-    counts = []
+    counts: list[int] = []
     while jobs.get(job)["state"] == "encoding" or not counts:
         ids = random.sample(range(ROWS + 2_000), 50)
         upsert(ids, "after")
         expected |= dict.fromkeys(ids, "after")
-        gone = random.sample(range(ROWS), 10)
+        gone: list[Any] = random.sample(range(ROWS), 10)
         client.delete(collection, gone, wait=True)
         for one in gone:
             expected.pop(one, None)

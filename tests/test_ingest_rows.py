@@ -24,7 +24,10 @@ D = 4
 VECTORS = np.arange(40, dtype=np.float32).reshape(10, D)
 
 
-def read(path: Path, columns: Columns = Columns(), dimension: int = D) -> list[Parsed]:
+FOUND = Columns()
+
+
+def read(path: Path, columns: Columns = FOUND, dimension: int = D) -> list[Parsed]:
     source = Source(str(path))
     parsed = []
     for number, file in enumerate(source.files()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -289,7 +289,9 @@ class _Driving:
             found[left[number]] = one
         return [found[shard] for shard in sorted(found)]
 
-    def _run_all(self, starts: list[Callable[[], Any]], parallel: int) -> Iterator[tuple[int, Any]]:
+    def _run_all(
+        self, starts: Sequence[Callable[[], Any]], parallel: int
+    ) -> Iterator[tuple[int, Any]]:
         """Numbers and answers of tasks as they end, at most ``parallel`` at a time."""
         waiting = list(enumerate(starts))[::-1]
         running: dict[Any, int] = {}
