@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import pytest
 
+from scripts.bench.s3 import S3Server
 from shard.errors import InvalidInput, NotFound, Unavailable
 from shard.objects import ObjectStore, open_object_store
 from shard.objects.local import LocalObjectStore
 from shard.objects.s3 import S3ObjectStore
-from tests.conftest import S3Server
 
 # --- Conformance
 

@@ -58,6 +58,26 @@ class Plan(msgspec.Struct, frozen=True):
     files: list[SourceFile]
     chunks: list[list[Range]]
 
+    @classmethod
+    def of(cls, source: Source, dimension: int, chunk_bytes: int) -> Plan:
+        """Look at the files, and part their rows into chunks of about ``chunk_bytes`` of vectors.
+
+        Raises NotFound, InvalidInput, and Unavailable.
+        """
+        row_bytes = 4 * dimension + KEY_BYTES
+        files = source.files()
+        ranges = [
+            part
+            for number, file in enumerate(files)
+            for part in source.ranges(number, file, row_bytes)
+        ]
+        return cls(files, list(_chunks(ranges, max(1, chunk_bytes // row_bytes))))
+
+    @property
+    def rows(self) -> list[int]:
+        """Of each chunk."""
+        return [sum(part.rows for part in chunk) for chunk in self.chunks]
+
 
 class Cancelled(Exception):
     """The job's user has called it off."""
@@ -165,8 +185,7 @@ class _Driving:
                     fingerprint=fingerprint,
                 )
                 return False
-        total = sum(part.rows for chunk in plan.chunks for part in chunk)
-        self._tell(fingerprint=fingerprint, rows_total=total)
+        self._tell(fingerprint=fingerprint, rows_total=sum(plan.rows))
         # From here on each shard remembers what is written to it, which is newer than the job.
         self._wait_for_shards(collection, lambda manifest: self.job_id in manifest.awaited)
         work = Work(
@@ -209,16 +228,7 @@ class _Driving:
             return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
         except NotFound:
             pass
-        source = Source(self.job.source)
-        files = source.files()
-        row_bytes = 4 * collection.config.dimension + KEY_BYTES
-        ranges = [
-            part
-            for number, file in enumerate(files)
-            for part in source.ranges(number, file, row_bytes)
-        ]
-        most = max(1, self.job.chunk_bytes // row_bytes)
-        plan = Plan(files, list(_chunks(ranges, most)))
+        plan = Plan.of(Source(self.job.source), collection.config.dimension, self.job.chunk_bytes)
         # Put once: every driver of the job reads the same.
         self.store.put_if_absent(self.files.plan, msgspec.json.encode(plan))
         return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
@@ -229,8 +239,7 @@ class _Driving:
             return
         except NotFound:
             pass
-        rows = [sum(part.rows for part in chunk) for chunk in plan.chunks]
-        segment_rows = max(rows, default=0) // work.collection.shard_count
+        segment_rows = max(plan.rows, default=0) // work.collection.shard_count
         if segment_rows < work.collection.config.flat_threshold:
             return
         every = [part for chunk in plan.chunks for part in chunk]

@@ -37,7 +37,10 @@ class Service:
         return total
 
     def anonymous_bytes(self, *named: str) -> int:
-        """Memory that is no file's, of the processes with one of ``named`` in the command line."""
+        """Memory that is no file's, of the processes with one of ``named`` in the command line.
+
+        ``""``: of all.
+        """
         total = 0
         for process in self._tree():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
@@ -51,7 +54,7 @@ class Service:
 
 
 @contextmanager
-def shoal(data: Path, *options: str) -> Iterator[Service]:
+def shoal(data: Path | str, *options: str) -> Iterator[Service]:
     """``shoal serve`` over ``data``, ready; stopped in order at the end."""
     command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data)]
     command += ["--port", "0", "--grpc-port", "0", *options]

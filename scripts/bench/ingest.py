@@ -1,0 +1,193 @@
+"""A bulk load from a real S3 server, beside what FAISS alone takes.
+
+    .venv/bin/python -m scripts.bench.ingest [--data NAME] [--out FILE]
+
+Parquet files go from S3 into four shards whose truth is in the same S3. The reference trains, adds
+and writes the same IVF-PQ index from an array in memory, on all cores. Then the load is started
+again, and for its recall beside it the same rows are upserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from time import perf_counter, sleep
+from typing import Any
+
+import faiss
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from cluster.ingest.driver import Plan
+from cluster.ingest.sources import Source
+from scripts.bench import collection, data, s3, services
+from scripts.bench.__main__ import MANY, K, closed
+from shard.index.ivfpq import IvfPqIndex, sample_rows
+from shard.model import ShardConfig
+
+SHARDS = 4
+FILES, ROW_GROUP = 8, 65_536
+CHUNK_MB = 256
+_LOOK_SECONDS = 0.05
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--data", default="clustered-128-1m")
+    arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--without-upserts", action="store_true", help="spares some minutes")
+    chosen = arguments.parse_args()
+    with TemporaryDirectory() as folder, s3.seaweedfs(_made(Path(folder) / "s3")) as server:
+        os.environ.update(server.environment)
+        figures = _measure(Path(folder), server, chosen.data, upserts=not chosen.without_upserts)
+    Console().print_json(json.dumps(figures))
+    if chosen.out:
+        chosen.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _measure(folder: Path, server: s3.S3Server, name: str, *, upserts: bool) -> dict[str, Any]:
+    loaded = data.load(name)
+    source = f"s3://{server.bucket}/source"
+    _store(loaded, server)
+    plan = Plan.of(Source(source), loaded.vectors.shape[1], CHUNK_MB << 20)
+    figures: dict[str, Any] = {"kind": "ingest", "data": name, "rows": len(loaded.vectors)}
+
+    np.save(folder / "vectors.npy", loaded.vectors)
+    # A process of its own, as a user of FAISS has it.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        config = ShardConfig(dimension=loaded.vectors.shape[1], distance=loaded.distance)
+        arguments = (folder / "vectors.npy", config, max(plan.rows) // SHARDS, folder / "index")
+        figures["FAISS alone, s"] = pool.apply(_faiss_alone, arguments)
+    (folder / "vectors.npy").unlink()
+
+    with services.shoal(f"s3://{server.bucket}/shoal") as shoal:
+        collection.create(shoal.url, loaded, SHARDS)
+        before = shoal.anonymous_bytes("")
+        with _Watching(shoal) as watching:
+            job, took = _ingest(shoal.url, source)
+        figures["ingest, s"] = took
+        figures["stages, s"] = watching.stages
+        figures["ratio"] = took / sum(figures["FAISS alone, s"].values())
+        figures["peak memory, GiB"] = watching.peak / 2**30
+        figures["of which the job's, GiB"] = (watching.peak - before) / 2**30
+        assert job["rows_loaded"] == len(loaded.vectors), job
+        again, took = _ingest(shoal.url, source)
+        assert again["same_as"] == job["id"], again
+        figures["second run, s"] = took
+        figures["recall@10 at once"] = _recall(shoal, loaded)
+        collection.settle(shoal.url)
+        figures["recall@10 settled"] = _recall(shoal, loaded)
+        if upserts:
+            figures["upserts, s"] = collection.fill(shoal.url, loaded, SHARDS)
+            collection.settle(shoal.url)
+            figures["recall@10 of upserts"] = _recall(shoal, loaded)
+    return figures
+
+
+def _store(loaded: data.DataSet, server: s3.S3Server) -> None:
+    files = pa_fs.S3FileSystem(
+        endpoint_override=server.endpoint.removeprefix("http://"),
+        scheme="http",
+        region=s3.REGION,
+        access_key=s3.ACCESS_KEY,
+        secret_key=s3.SECRET_KEY,
+    )
+    dimension = loaded.vectors.shape[1]
+    for number, ids in enumerate(np.array_split(np.arange(len(loaded.vectors)), FILES)):
+        flat = pa.array(loaded.vectors[ids].reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, dimension)
+        pq.write_table(
+            pa.table({"id": ids, "vector": vectors}),
+            f"{server.bucket}/source/{number:03d}.parquet",
+            filesystem=files,
+            row_group_size=ROW_GROUP,
+        )
+
+
+def _faiss_alone(path: Path, config: ShardConfig, rows: int, index: Path) -> dict[str, float]:
+    """Seconds that FAISS takes on all cores; ``rows`` is what the template is for."""
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    vectors = config.prepare(np.load(path))
+    picked = np.random.default_rng(0).choice(len(vectors), sample_rows(rows), replace=False)
+    times = [perf_counter()]
+    template = IvfPqIndex.train(vectors[np.sort(picked)], rows, config.distance)
+    times.append(perf_counter())
+    template.add(vectors)
+    times.append(perf_counter())
+    template.write(index)
+    times.append(perf_counter())
+    return dict(zip(("train", "add", "write"), np.diff(times).tolist(), strict=True))
+
+
+def _ingest(url: str, source: str) -> tuple[dict[str, Any], float]:
+    where = f"{url}/collections/{collection.NAME}/ingest"
+    began = perf_counter()
+    with httpx.Client(timeout=60) as client:
+        job = client.post(where, json={"source": source, "chunk_mb": CHUNK_MB}).json()["result"]
+        while job["state"] not in ("done", "failed", "cancelled"):
+            sleep(_LOOK_SECONDS)
+            job = client.get(f"{where}/{job['id']}").json()["result"]
+    took = perf_counter() - began
+    if job["state"] != "done":
+        raise RuntimeError(f"the job is {job['state']}: {job['error']}")
+    return job, took
+
+
+def _recall(shoal: services.Service, loaded: data.DataSet) -> float:
+    answers = closed(shoal, collection.single_queries(shoal.url, loaded.queries, K), MANY)
+    return loaded.recall(np.array(collection.found(answers.every_answer())), K)
+
+
+class _Watching:
+    """The most memory in use, and how long the job was in which state, until the block ends."""
+
+    def __init__(self, shoal: services.Service) -> None:
+        self.peak = 0
+        self.stages: dict[str, float] = {}
+        self._shoal = shoal
+        self._over = Event()
+        self._threads = [Thread(target=self._memory), Thread(target=self._states)]
+
+    def __enter__(self) -> _Watching:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _memory(self) -> None:
+        while not self._over.wait(0.2):
+            self.peak = max(self.peak, self._shoal.anonymous_bytes(""))
+
+    def _states(self) -> None:
+        where = f"{self._shoal.url}/collections/{collection.NAME}/ingest"
+        seen = perf_counter()
+        with httpx.Client(timeout=60) as client:
+            while not self._over.wait(_LOOK_SECONDS):
+                jobs = client.get(where).json()["result"]["jobs"]
+                now = perf_counter()
+                if jobs:
+                    state = jobs[-1]["state"]
+                    self.stages[state] = round(self.stages.get(state, 0.0) + now - seen, 2)
+                seen = now
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+if __name__ == "__main__":
+    main()
