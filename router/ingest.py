@@ -39,7 +39,7 @@ def run(url: str, collection: str, body: dict[str, Any], *, watch: bool) -> bool
         if not watch:
             return True
         job = _watch(client, collection, job, console)
-    console.print(_told(job), highlight=False)
+    console.print(_told(job), highlight=False, soft_wrap=True)
     return bool(job["state"] == "done")
 
 

@@ -31,11 +31,12 @@ DIMENSION = 16
 ROWS = 60_000
 
 
-def vectors_of(ids: np.ndarray[Any, np.dtype[np.int64]], seed: int = 0) -> np.ndarray[Any, Any]:
+VECTORS = np.random.default_rng(0).normal(size=(ROWS + 5_000, DIMENSION)).astype(np.float32)
+
+
+def vectors_of(ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
     """Of each id its own, whatever file or row it is in."""
-    base = np.random.default_rng(seed).normal(size=(4_096, DIMENSION))
-    found: np.ndarray[Any, Any] = base[ids % 4_096] + (ids // 4_096)[:, None] * 0.01
-    return found.astype(np.float32)
+    return VECTORS[ids]
 
 
 def table_of(ids: np.ndarray[Any, np.dtype[np.int64]], word: str) -> pa.Table:
@@ -91,20 +92,21 @@ def create(client: QdrantClient, name: str) -> None:
 
 class Jobs:
     def __init__(self, url: str, collection: str) -> None:
-        self._http = httpx.Client(base_url=f"{url}/collections/{collection}/ingest", timeout=60)
+        self._where = f"{url}/collections/{collection}/ingest"
+        self._http = httpx.Client(timeout=60)
 
     def start(self, source: object, **settings: Any) -> dict[str, Any]:
-        answered = self._http.post("", json={"source": str(source), **settings})
+        answered = self._http.post(self._where, json={"source": str(source), **settings})
         assert answered.status_code == 200, answered.text
         job: dict[str, Any] = answered.json()["result"]
         return job
 
     def get(self, job: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self._http.get(f"/{job['id']}").json()["result"]
+        found: dict[str, Any] = self._http.get(f"{self._where}/{job['id']}").json()["result"]
         return found
 
     def cancel(self, job: dict[str, Any]) -> httpx.Response:
-        return self._http.delete(f"/{job['id']}")
+        return self._http.delete(f"{self._where}/{job['id']}")
 
     def end(self, job: dict[str, Any], seconds: float = 120) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
