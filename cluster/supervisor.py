@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.catalog import Catalog, Collection
-from cluster.ingest.driver import IngestDriver
+from cluster.ingest.driver import Drivers
 from cluster.ingest.jobs import Job, Jobs, imports_of
 from cluster.placement import place, with_lingering
 from cluster.server_actor import Report, ShardServerActor
@@ -186,7 +186,7 @@ class _Reconciliation:
         self._catalog = Catalog(store)
         self._document = TopologyDocument(store)
         self._jobs = Jobs(store)
-        self._settings = settings
+        self._drivers = Drivers(settings)
         self._cluster = cluster
         self._servers = servers
         self._timeout = timeout
@@ -225,7 +225,7 @@ class _Reconciliation:
         }
         self._publish(published, hosted)
         self._eraser.erase(self._catalog, hosted)
-        self._drive()
+        self._drivers.see_to(self._ingests)
 
     def _find_lost(self) -> set[str]:
         lost = {name for name, server in self._servers.items() if server.lost}
@@ -253,14 +253,6 @@ class _Reconciliation:
             server.collect()
             if server.report is not None:
                 self._failures.note(server.name, server.report.status)
-
-    def _drive(self) -> None:
-        """See that every bulk load has its driver, until nothing is left of it."""
-        for job in self._ingests:
-            if not job.cleaned:
-                ray.remote(IngestDriver).options(name=f"ingest-{job.id}", **_FOREVER).remote(
-                    self._settings, job.id
-                )
 
     def _publish(self, published: Topology, hosted: set[str]) -> None:
         addresses = {

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import faiss
 import msgspec
+from threadpoolctl import threadpool_limits
 
 from shard.builder import IDLE_SECONDS, Outcome, Source, Task
 from shard.compaction import merged
@@ -63,9 +64,10 @@ def _outcome(task: Task) -> Outcome:
         leave_cores_to_others()
     directory = Path(task.directory)
     try:
-        if task.sources is None:
-            return Outcome(Segment.open(directory, task.config).calibrate(task.config))
-        return Outcome(_merge(task.sources, directory, task.config, task.indexed))
+        with threadpool_limits(1, "blas"):
+            if task.sources is None:
+                return Outcome(Segment.open(directory, task.config).calibrate(task.config))
+            return Outcome(_merge(task.sources, directory, task.config, task.indexed))
     except Exception as error:
         logger.exception("%s", directory.name)
         return Outcome(error=repr(error))

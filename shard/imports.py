@@ -13,7 +13,7 @@ import msgspec
 
 from shard.errors import NotFound
 from shard.manifest import SegmentEntry
-from shard.model import Points, ShardConfig
+from shard.model import Calibration, Points, ShardConfig
 from shard.objects import ObjectStore
 from shard.objects.document import decode_stored
 from shard.segment import build_index, write_segment
@@ -38,12 +38,15 @@ class Imports:
         segment_id: str,
         points: Points,
         config: ShardConfig,
-        template: Path | None,
         scratch: Path,
+        *,
+        template: Path | None = None,
+        calibration: Calibration | None = None,
     ) -> SegmentEntry:
         """Store ``points``, ascending by key, with payloads and prepared vectors, as a segment.
 
-        Where there are enough of them they get an index: ``template``, trained but empty, filled.
+        Where there are enough of them they get an index: ``template``, trained but empty, filled;
+        with a ``calibration`` that was measured with others like it, or one of its own.
         ``scratch`` is a directory for what is written before it is stored.
         """
         segments = SegmentStore(self._store, f"{self._prefix}/segment", scratch)
@@ -53,9 +56,11 @@ class Imports:
         try:
             rows = len(points.keys)
             write_segment(directory, _batches(points), rows, config)
-            calibration, unreachable = None, 0.0
-            if template is not None and 0 < config.flat_threshold <= rows:
-                calibration = build_index(directory, config, template)
+            unreachable = 0.0
+            if template is None or not 0 < config.flat_threshold <= rows:
+                calibration = None
+            else:
+                calibration = build_index(directory, config, template, calibration)
                 unreachable = 0.0 if calibration else config.recall_target
             segments.upload(segment_id)
         finally:

@@ -200,11 +200,15 @@ def write_segment(
 
 
 def build_index(
-    directory: Path, config: ShardConfig, template: Path | None = None
+    directory: Path,
+    config: ShardConfig,
+    template: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> Calibration | None:
     """Give a written segment an index, calibrated for ``config.recall_target``.
 
     ``template``: the file of an index, trained but empty, to fill instead of training one.
+    ``calibration``: of an index like this one, to take over instead of measuring.
 
     None, and the segment stays flat, where the target cannot be reached with it.
     """
@@ -215,9 +219,9 @@ def build_index(
     if template is None:
         index = IvfPqIndex.build(vectors, config.distance, _SEED)
     else:
-        index = IvfPqIndex.open(template)
-        index.add(vectors)
-    calibration = _calibrate(index, vectors, config)
+        index = IvfPqIndex.open(template).filled(vectors)
+    if calibration is None:
+        calibration = _calibrate(index, vectors, config)
     if calibration is not None:
         index.write(directory / _INDEX)
         _write_header(directory, rows, config, [_KEYS, _VECTORS, _PAYLOADS, _INDEX])

@@ -120,7 +120,7 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
 def stored(imports: Imports, scratch: Path, chunk: int, ids: list[int]) -> SegmentEntry:
     one = upsert(sorted(ids), "job")
     points = Points(one.keys, list(one.payloads), one.vectors)
-    return imports.write_segment(imported_id(JOB, chunk), points, CONFIG, None, scratch)
+    return imports.write_segment(imported_id(JOB, chunk), points, CONFIG, scratch)
 
 
 @pytest.mark.parametrize("reopened", ["never", "awaiting", "written", "listed", "taken", "always"])
@@ -229,14 +229,14 @@ def test_a_job_erases_what_it_stored(shard: Shard, tmp_path: Path) -> None:
 def test_imported_segments_share_a_template(shard: Shard, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(12_000, DIMENSION)).astype(np.float32)
-    index = IvfPqIndex.train(vectors[:4_000], len(vectors), CONFIG.distance)
+    index = IvfPqIndex.train(vectors[:4_000], len(vectors), CONFIG.distance, seed=0)
     assert index.rows == 0
     template = tmp_path / "template"
     index.write(template)
     shard.follow(Import(JOB, ready=False))
     points = Points(encode_ids(list(range(len(vectors)))), [b""] * len(vectors), vectors)
     entry = shard.imports.write_segment(
-        imported_id(JOB, 0), points, CONFIG, template, tmp_path / "w"
+        imported_id(JOB, 0), points, CONFIG, tmp_path / "w", template=template
     )
     assert entry.calibration is not None and not list((tmp_path / "w").iterdir())
     shard.imports.put_list(JOB, [entry])

@@ -31,12 +31,15 @@ DIMENSION = 16
 ROWS = 60_000
 
 
-VECTORS = np.random.default_rng(0).normal(size=(ROWS + 5_000, DIMENSION)).astype(np.float32)
+VECTORS: np.ndarray[Any, Any] = (
+    np.random.default_rng(0).normal(size=(ROWS + 5_000, DIMENSION)).astype(np.float32)
+)
 
 
 def vectors_of(ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
     """Of each id its own, whatever file or row it is in."""
-    return VECTORS[ids]
+    found: np.ndarray[Any, Any] = VECTORS[ids]
+    return found
 
 
 def table_of(ids: np.ndarray[Any, np.dtype[np.int64]], word: str) -> pa.Table:

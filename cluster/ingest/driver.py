@@ -1,4 +1,4 @@
-"""Takes one bulk load from its first step to its last; a Ray actor that may die at any time.
+"""Takes bulk loads from their first step to their last, in a process that may die at any time.
 
 Where a job is, the document of jobs tells; what its tasks have done lies beside it in the object
 store. So a successor goes on from there, and a second driver of the same job does no harm.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -26,10 +26,9 @@ from cluster.ingest import tasks
 from cluster.ingest.jobs import SAMPLES, BadRow, Job, Jobs, State
 from cluster.ingest.sources import Range, Source, SourceFile
 from cluster.ingest.tasks import Encoded, JobFiles, Resolved, Work, shard_prefix
-from cluster.settings import ClusterSettings, configure_logging
+from cluster.settings import ClusterSettings
 from shard.errors import Corrupt, InvalidInput, NotFound, ShoalError, Unavailable
 from shard.imports import Imports
-from shard.index.ivfpq import sample_rows
 from shard.manifest import Manifest, Manifests
 from shard.model import KEY_BYTES
 from shard.objects import ObjectStore, open_object_store
@@ -87,35 +86,39 @@ class TooManyBadRows(Exception):
     pass
 
 
-class IngestDriver:
-    """Works in a thread of its own, and ends with the job."""
+class Drivers:
+    """The bulk loads under way, each with a thread in a process that has Ray."""
 
-    def __init__(self, settings: ClusterSettings, job_id: str) -> None:
-        configure_logging(settings.log_level)
+    def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        self._job_id = job_id
-        self._self = ray.get_runtime_context().current_actor
-        Thread(target=self._run, name="ingest", daemon=True).start()
+        self._threads: dict[str, Thread] = {}
 
-    def _run(self) -> None:
-        first, longest = BACKOFF_SECONDS
-        for attempt in count(1):
-            try:
-                store = open_object_store(self._settings.data)
-                _Driving(store, self._settings, self._job_id).run()
-                break
-            except (Unavailable, Corrupt, RayError) as error:
-                logger.warning("ingest job %s: %s", self._job_id, error)
-                reason = str(error)
-            except Exception as error:
-                logger.exception("ingest job %s", self._job_id)
-                reason = repr(error)
-            sleep(min(longest, first * 2 ** min(attempt, 16)))
-            with contextlib.suppress(ShoalError):
-                store = open_object_store(self._settings.data)
-                driving = _Driving(store, self._settings, self._job_id)
-                driving.note(reason, last=attempt >= ATTEMPTS)
-        ray.kill(self._self, no_restart=True)
+    def see_to(self, jobs: Iterable[Job]) -> None:
+        """Drive those of ``jobs`` that something is left of. Returns at once."""
+        self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
+        for job in jobs:
+            if not job.cleaned and job.id not in self._threads:
+                thread = Thread(target=_drive, args=(self._settings, job.id), daemon=True)
+                self._threads[job.id] = thread
+                thread.start()
+
+
+def _drive(settings: ClusterSettings, job_id: str) -> None:
+    first, longest = BACKOFF_SECONDS
+    for attempt in count(1):
+        try:
+            _Driving(open_object_store(settings.data), settings, job_id).run()
+            return
+        except (Unavailable, Corrupt, RayError) as error:
+            logger.warning("ingest job %s: %s", job_id, error)
+            reason = str(error)
+        except Exception as error:
+            logger.exception("ingest job %s", job_id)
+            reason = repr(error)
+        sleep(min(longest, first * 2 ** min(attempt, 16)))
+        with contextlib.suppress(ShoalError):
+            store = open_object_store(settings.data)
+            _Driving(store, settings, job_id).note(reason, last=attempt >= ATTEMPTS)
 
 
 @dataclass
@@ -150,7 +153,7 @@ class _Driving:
             collection = self._collection()
             if self.job.state is not State.COMMITTING and not self._load(collection):
                 return
-            self._wait_for_shards(collection, lambda manifest: self.job_id in manifest.taken_in)
+            self._wait_for_shards(collection, self._is_taken_in)
             self._tell(state=State.DONE, finished=time())
         except Cancelled:
             self._end(State.CANCELLED, "")
@@ -186,8 +189,6 @@ class _Driving:
                 )
                 return False
         self._tell(fingerprint=fingerprint, rows_total=sum(plan.rows))
-        # From here on each shard remembers what is written to it, which is newer than the job.
-        self._wait_for_shards(collection, lambda manifest: self.job_id in manifest.awaited)
         work = Work(
             data=self.settings.data,
             scratch=f"{self.settings.scratch}/ingest",
@@ -195,10 +196,9 @@ class _Driving:
             collection=collection,
             files=plan.files,
         )
-        self._enter(State.TRAINING)
-        self._train(work, plan)
-        self._enter(State.ENCODING)
         encoded = self._encode(work, plan)
+        # From then on each shard remembers what is written to it, which is newer than the job.
+        self._wait_for_shards(collection, self._is_awaited)
         self._enter(State.CHECKING)
         resolved = self._resolve(work, collection, encoded)
         samples = [sample for one in encoded for sample in one.samples]
@@ -233,38 +233,55 @@ class _Driving:
         self.store.put_if_absent(self.files.plan, msgspec.json.encode(plan))
         return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
 
-    def _train(self, work: Work, plan: Plan) -> None:
-        try:
-            self.store.get_range(self.files.template, 0, 1)
-            return
-        except NotFound:
-            pass
-        segment_rows = max(plan.rows, default=0) // work.collection.shard_count
-        if segment_rows < work.collection.config.flat_threshold:
-            return
-        every = [part for chunk in plan.chunks for part in chunk]
-        chosen = every[:: max(1, len(every) // SAMPLED_RANGES)]
-        cores = self._parallel()
-        task = ray.remote(tasks.sample).options(num_cpus=0, max_retries=-1)
-        wanted = sample_rows(segment_rows)
-        start = partial(task.remote, work, chosen, wanted, segment_rows, cores)
-        for _ in self._run_all([start], 1):
-            pass
-
     def _encode(self, work: Work, plan: Plan) -> list[Encoded]:
+        """Chunks made into segments, those that are there already included.
+
+        What they share is trained at the same time: encoding begins with reading.
+        """
         found: dict[int, Encoded] = {}
         for chunk in range(len(plan.chunks)):
             if (one := self._stored(self.files.encoded(chunk), Encoded)) is not None:
                 found[chunk] = one
         left = [chunk for chunk in range(len(plan.chunks)) if chunk not in found]
-        task = ray.remote(tasks.encode).options(num_cpus=1, max_retries=-1)
-        starts = [partial(task.remote, work, chunk, plan.chunks[chunk]) for chunk in left]
+        segment_rows = max(plan.rows, default=0) // work.collection.shard_count
+        indexed = segment_rows >= work.collection.config.flat_threshold
+        encode = ray.remote(tasks.encode).options(num_cpus=1, max_retries=-1)
+        starts: list[Callable[[], Any]] = [
+            partial(encode.remote, work, chunk, plan.chunks[chunk], indexed) for chunk in left
+        ]
+        parallel = self._parallel()
+        trained = not left or not indexed or self._is_trained()
+        if not trained:
+            every = [part for chunk in plan.chunks for part in chunk]
+            chosen = every[:: max(1, len(every) // SAMPLED_RANGES)]
+            sample = ray.remote(tasks.sample).options(num_cpus=0, max_retries=-1)
+            starts.append(partial(sample.remote, work, chosen, segment_rows))
+            # The last is started first.
+            parallel += 1
+        shards = _Shards(self.store, work.collection)
         self._count(found)
-        for number, one in self._run_all(starts, self._parallel()):
-            found[left[number]] = one
-            self._count(found)
-            self._check_bad_rows()
+
+        def look() -> None:
+            if self.job.state is State.PLANNING and shards.all(self._is_awaited):
+                self._tell(state=State.TRAINING)
+            if self.job.state is State.TRAINING and trained:
+                self._tell(state=State.ENCODING)
+
+        for number, one in self._run_all(starts, parallel, look):
+            if number == len(left):
+                trained = True
+            else:
+                found[left[number]] = one
+                self._count(found)
+                self._check_bad_rows()
         return [found[chunk] for chunk in sorted(found)]
+
+    def _is_trained(self) -> bool:
+        try:
+            self.store.get_range(self.files.template, 0, 1)
+        except NotFound:
+            return False
+        return True
 
     def _count(self, found: dict[int, Encoded]) -> None:
         every = list(found.values())
@@ -299,10 +316,13 @@ class _Driving:
         return [found[shard] for shard in sorted(found)]
 
     def _run_all(
-        self, starts: Sequence[Callable[[], Any]], parallel: int
+        self,
+        starts: Sequence[Callable[[], Any]],
+        parallel: int,
+        look: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, Any]]:
         """Numbers and answers of tasks as they end, at most ``parallel`` at a time."""
-        waiting = list(enumerate(starts))[::-1]
+        waiting = list(enumerate(starts))
         running: dict[Any, int] = {}
         try:
             while waiting or running:
@@ -314,23 +334,22 @@ class _Driving:
                     number = running.pop(one)
                     yield number, ray.get(one)
                 self._check_cancelled()
+                look()
         finally:
             for one in running:
                 ray.cancel(one, force=True)
 
+    def _is_awaited(self, manifest: Manifest) -> bool:
+        return self.job_id in manifest.awaited
+
+    def _is_taken_in(self, manifest: Manifest) -> bool:
+        return self.job_id in manifest.taken_in
+
     def _wait_for_shards(
         self, collection: Collection, condition: Callable[[Manifest], bool]
     ) -> None:
-        left = {
-            shard: Manifests(self.store, f"{shard_prefix(collection, shard)}/manifest")
-            for shard in range(collection.shard_count)
-        }
-        while left:
-            for shard, manifests in list(left.items()):
-                if condition(manifests.read()):
-                    del left[shard]
-            if not left:
-                return
+        shards = _Shards(self.store, collection)
+        while not shards.all(condition):
             self._check_cancelled()
             self._collection()
             sleep(LOOK_SECONDS)
@@ -408,6 +427,21 @@ class _Driving:
                 break
             sleep(CLEAN_SECONDS)
         self.jobs.set(self.job_id, cleaned=True)
+
+
+class _Shards:
+    """Those of a collection's shards of which something is not yet known to be true."""
+
+    def __init__(self, store: ObjectStore, collection: Collection) -> None:
+        self._left = [
+            Manifests(store, f"{shard_prefix(collection, shard)}/manifest")
+            for shard in range(collection.shard_count)
+        ]
+
+    def all(self, condition: Callable[[Manifest], bool]) -> bool:
+        """Whether every manifest has fulfilled the ``condition`` by now."""
+        self._left = [manifests for manifests in self._left if not condition(manifests.read())]
+        return not self._left
 
 
 def _chunks(ranges: list[Range], most: int) -> Iterator[list[Range]]:

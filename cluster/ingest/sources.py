@@ -6,10 +6,11 @@ record batches whose rows are numbered from the beginning of their file.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from shard.errors import InvalidInput, NotFound, Unavailable
 
 BATCH_ROWS = 8_192
 _LINES_BYTES = 4 << 20
+_PAGE_BYTES = 1 << 20
 
 _ARROW = (".arrow", ".feather", ".ipc")
 _LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
@@ -133,26 +135,40 @@ class Source:
         except (pa.ArrowException, ValueError) as error:
             raise InvalidInput(f"{file.name}: {error}") from error
 
-    def read(self, file: SourceFile, part: Range) -> Iterator[Batch]:
-        """The rows of ``part``, in order."""
+    def read(self, file: SourceFile, part: Range, most: int | None = None) -> Iterator[Batch]:
+        """The rows of ``part``, in order; or of these the first ``most``, and no more is read."""
         name = file.name.lower()
+        read = self._batches(name, file, part, most)
         try:
-            if name.endswith(".parquet"):
-                yield from self._parquet(file, part)
-            elif name.endswith(_ARROW):
-                yield from self._arrow(file, part)
-            elif name.endswith(_LINES):
-                yield from self._lines(file)
-            else:
-                with self._fs.open_input_file(file.path) as opened:
-                    vectors = _Matrix.of(name, opened, file.bytes).read(
-                        opened, part.start, part.end
-                    )
-                yield Batch(part.start, _vector_batch(vectors), {})
+            if most is None:
+                yield from read
+                return
+            with contextlib.closing(read):
+                for batch in read:
+                    errors = {row: error for row, error in batch.errors.items() if row < most}
+                    yield Batch(batch.first_row, batch.columns.slice(0, most), errors)
+                    most -= batch.columns.num_rows
+                    if most <= 0:
+                        return
         except OSError as error:
             raise Unavailable(f"{file.name}: {error}") from error
         except (pa.ArrowException, ValueError) as error:
             raise InvalidInput(f"{file.name}: {error}") from error
+
+    def _batches(
+        self, name: str, file: SourceFile, part: Range, most: int | None
+    ) -> Generator[Batch]:
+        if name.endswith(".parquet"):
+            yield from self._parquet(file, part, most)
+        elif name.endswith(_ARROW):
+            yield from self._arrow(file, part)
+        elif name.endswith(_LINES):
+            yield from self._lines(file)
+        else:
+            end = part.end if most is None else min(part.end, part.start + most)
+            with self._fs.open_input_file(file.path) as opened:
+                vectors = _Matrix.of(name, opened, file.bytes).read(opened, part.start, end)
+            yield Batch(part.start, _vector_batch(vectors), {})
 
     def _find(self) -> list[pa_fs.FileInfo]:
         if any(sign in self._root for sign in "*?["):
@@ -178,9 +194,12 @@ class Source:
             )
         )
 
-    def _parquet(self, file: SourceFile, part: Range) -> Iterator[Batch]:
+    def _parquet(self, file: SourceFile, part: Range, most: int | None) -> Iterator[Batch]:
         with self._fs.open_input_file(file.path) as opened:
-            reader = pq.ParquetFile(opened, pre_buffer=True)
+            # Whole column chunks at once, or page by page.
+            reader = pq.ParquetFile(
+                opened, pre_buffer=most is None, buffer_size=_PAGE_BYTES if most else 0
+            )
             row = part.first_row
             for batch in reader.iter_batches(
                 BATCH_ROWS, row_groups=range(part.start, part.end), use_threads=False

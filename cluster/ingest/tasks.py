@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 
 import faiss
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from cluster.catalog import Collection
 from cluster.ingest.jobs import SAMPLES, BadRow, Job
@@ -22,13 +25,15 @@ from cluster.ingest.rows import Parsed, Parser
 from cluster.ingest.sources import Range, Source, SourceFile
 from shard.errors import NotFound
 from shard.imports import Imports
-from shard.index.ivfpq import IvfPqIndex
+from shard.index.ivfpq import IvfPqIndex, sample_rows
 from shard.manifest import SegmentEntry, pack_dead
-from shard.model import KEY_DTYPE, Keys, Points, Vectors, decode_id, shards_of
+from shard.model import KEY_DTYPE, Calibration, Keys, Points, Vectors, decode_id, shards_of
 from shard.objects import ObjectStore, open_object_store
 from shard.scheduling import leave_cores_to_others
 from shard.segment_store import imported_id
 
+_MANY_RANGES = 16
+_LOOK_SECONDS = 0.1
 _ORIGIN = np.dtype([("file", "<u4"), ("row", "<u8")])
 
 
@@ -98,36 +103,41 @@ class JobFiles:
         return count
 
 
-def sample(work: Work, ranges: list[Range], count: int, segment_rows: int, threads: int) -> int:
-    """Train the template on about ``count`` rows of ``ranges``; how many there were."""
-    _begin(threads)
-    store = open_object_store(work.data)
-    config = work.collection.config
-    rng = np.random.default_rng(0)
-    share = count / max(1, sum(part.rows for part in ranges))
-    chosen: list[Vectors] = []
-    for parsed, _ in _parse(work, ranges):
-        if share < 1:
-            wanted = rng.random(len(parsed.vectors)) < share
+def sample(work: Work, ranges: list[Range], segment_rows: int) -> None:
+    """Train the template on rows of ``ranges``; an empty file where there is none.
+
+    Of many ranges the first rows will do. Of few, whose rows may be in some order, all are read.
+    """
+    with _one_core():
+        store = open_object_store(work.data)
+        config = work.collection.config
+        generator = np.random.default_rng(0)
+        count = sample_rows(segment_rows)
+        most = -(-count // len(ranges)) if len(ranges) >= _MANY_RANGES else None
+        share = 1.0 if most else count / max(1, sum(part.rows for part in ranges))
+        chosen = [np.empty((0, config.dimension), np.float32)]
+        for parsed, _ in _parse(work, ranges, most=most):
+            wanted = generator.random(len(parsed.vectors)) < share
             chosen.append(parsed.vectors[wanted])
-        else:
-            chosen.append(parsed.vectors)
-        if sum(map(len, chosen)) >= 2 * count:
-            break
-    vectors = config.prepare(
-        np.concatenate([np.empty((0, config.dimension), np.float32), *chosen])[:count]
-    )
-    if len(vectors):
-        index = IvfPqIndex.train(vectors, segment_rows, config.distance)
+        vectors = config.prepare(np.concatenate(chosen)[:count])
         with tempfile.TemporaryDirectory() as folder:
-            index.write(Path(folder) / "template")
-            store.put_file(JobFiles(store, work.job).template, Path(folder) / "template")
-    return len(vectors)
+            path = Path(folder) / "template"
+            path.touch()
+            if len(vectors):
+                IvfPqIndex.train(vectors, segment_rows, config.distance, seed=0).write(path)
+            store.put_file(JobFiles(store, work.job).template, path)
 
 
-def encode(work: Work, chunk: int, ranges: list[Range]) -> Encoded:
-    """Make segments of ``ranges``, one a shard."""
-    _begin()
+def encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encoded:
+    """Make segments of ``ranges``, one a shard; ``indexed``: with the template, once there is one.
+
+    Waits for the template without end: who has started both ends both.
+    """
+    with _one_core():
+        return _encode(work, chunk, ranges, indexed)
+
+
+def _encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encoded:
     store = open_object_store(work.data)
     files = JobFiles(store, work.job)
     config = work.collection.config
@@ -144,11 +154,8 @@ def encode(work: Work, chunk: int, ranges: list[Range]) -> Encoded:
             for position in doubled.tolist()
         ]
         shard_of = shards_of(rows.keys[order], work.collection.shard_count)
-        template: Path | None = scratch / "template"
-        try:
-            store.get_file(files.template, scratch / "template")
-        except NotFound:
-            template = None
+        template = _template(files, scratch / "template") if indexed else None
+        calibration: Calibration | None = None
         segments: list[SegmentEntry | None] = []
         for shard in range(work.collection.shard_count):
             own = order[shard_of == shard]
@@ -161,11 +168,17 @@ def encode(work: Work, chunk: int, ranges: list[Range]) -> Encoded:
                 config.prepare(rows.vectors[own]),
             )
             store.put(files.origin(chunk, shard), rows.origin[own].tobytes())
-            segments.append(
-                _imports(store, work.collection, shard).write_segment(
-                    imported_id(work.job.id, chunk), points, config, template, scratch / "segment"
-                )
+            entry = _imports(store, work.collection, shard).write_segment(
+                imported_id(work.job.id, chunk),
+                points,
+                config,
+                scratch / "segment",
+                template=template,
+                calibration=calibration,
             )
+            # Which shard a row goes to is chance: what was measured in one holds in all.
+            calibration = entry.calibration
+            segments.append(entry)
     _reject(files, f"chunk-{chunk:06d}", rejects)
     outcome = Encoded(
         segments=segments,
@@ -183,7 +196,6 @@ def resolve(work: Work, shard: int, segments: list[SegmentEntry | None]) -> Reso
 
     The first one of a file, and of the first file, counts.
     """
-    _begin()
     store = open_object_store(work.data)
     files = JobFiles(store, work.job)
     imports = _imports(store, work.collection, shard)
@@ -253,15 +265,28 @@ def _gather(work: Work, ranges: list[Range], rejects: list[BadRow], ignored: set
     )
 
 
+def _template(files: JobFiles, path: Path) -> Path | None:
+    while True:
+        try:
+            files.store.get_file(files.template, path)
+        except NotFound:
+            sleep(_LOOK_SECONDS)
+        else:
+            return path if path.stat().st_size else None
+
+
 def _parse(
-    work: Work, ranges: list[Range], ignored: set[str] | None = None
+    work: Work,
+    ranges: list[Range],
+    ignored: set[str] | None = None,
+    most: int | None = None,
 ) -> Iterator[tuple[Parsed, int]]:
     source = Source(work.job.source)
     for part in ranges:
         file = work.files[part.file]
         parser: Parser | None = None
         schema = None
-        for batch in source.read(file, part):
+        for batch in source.read(file, part, most):
             if parser is None or batch.columns.schema != schema:
                 schema = batch.columns.schema
                 dimension = work.collection.config.dimension
@@ -308,6 +333,10 @@ def shard_prefix(collection: Collection, shard: int) -> str:
     return f"{collection.prefix}/shard-{shard:04d}"
 
 
-def _begin(threads: int = 1) -> None:
-    faiss.omp_set_num_threads(threads)
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Tasks are as many as cores, and searches come first."""
     leave_cores_to_others()
+    faiss.omp_set_num_threads(1)
+    with threadpool_limits(1, "blas"):
+        yield

@@ -31,12 +31,14 @@ from cluster.ingest.driver import Plan
 from cluster.ingest.sources import Source
 from scripts.bench import collection, data, s3, services
 from scripts.bench.__main__ import MANY, K, closed
+from shard.index import coarse
 from shard.index.ivfpq import IvfPqIndex, sample_rows
 from shard.model import ShardConfig
 
 SHARDS = 4
 FILES, ROW_GROUP = 8, 65_536
 CHUNK_MB = 256
+_ADDED_ROWS = 65_536
 _LOOK_SECONDS = 0.05
 
 
@@ -118,12 +120,18 @@ def _faiss_alone(path: Path, config: ShardConfig, rows: int, index: Path) -> dic
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     vectors = config.prepare(np.load(path))
     picked = np.random.default_rng(0).choice(len(vectors), sample_rows(rows), replace=False)
+    sample = vectors[np.sort(picked)]
+    name = IvfPqIndex.train(sample, rows, config.distance, seed=0).name
     times = [perf_counter()]
-    template = IvfPqIndex.train(vectors[np.sort(picked)], rows, config.distance)
+    metric = faiss.METRIC_INNER_PRODUCT if config.distance.higher_is_nearer else faiss.METRIC_L2
+    made = faiss.index_factory(vectors.shape[1], name, metric)
+    made.cp.niter = coarse.ITERATIONS
+    made.train(sample)
     times.append(perf_counter())
-    template.add(vectors)
+    for first in range(0, len(vectors), _ADDED_ROWS):
+        made.add(vectors[first : first + _ADDED_ROWS])
     times.append(perf_counter())
-    template.write(index)
+    faiss.write_index(made, str(index))
     times.append(perf_counter())
     return dict(zip(("train", "add", "write"), np.diff(times).tolist(), strict=True))
 

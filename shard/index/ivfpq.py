@@ -11,12 +11,13 @@ import faiss
 import numpy as np
 
 from shard.errors import Corrupt
+from shard.index import coarse
 from shard.model import Distance, Mask, Rows, Vectors
 
 _SAMPLE_PER_LIST = 40
 """Vectors that a list is trained on; FAISS warns of fewer than 39."""
 _MANY_DIMENSIONS = 512
-_ITERATIONS = 8
+_CODE_BITS = 4
 _ADD_ROWS = 65_536
 
 
@@ -34,12 +35,10 @@ class IvfPqIndex:
         """Train on a sample of ``vectors`` (n, d), prepared float32, n > 0, and add them all."""
         rows = len(vectors)
         sampled = np.random.default_rng(seed).choice(rows, min(rows, sample_rows(rows)), False)
-        index = cls.train(vectors[np.sort(sampled)], rows, distance)
-        index.add(vectors)
-        return index
+        return cls.train(vectors[np.sort(sampled)], rows, distance, seed).filled(vectors)
 
     @classmethod
-    def train(cls, sample: Vectors, rows: int, distance: Distance) -> IvfPqIndex:
+    def train(cls, sample: Vectors, rows: int, distance: Distance, seed: int) -> IvfPqIndex:
         """An empty index for ``rows`` vectors, from a ``sample`` (n, d) of them, n > 0.
 
         There are two lists per square root of rows, half of what FAISS advises for codes that are
@@ -54,21 +53,39 @@ class IvfPqIndex:
         # than most others. It is also the faster one, with one look-up table for all lists.
         metric = faiss.METRIC_INNER_PRODUCT if distance.higher_is_nearer else faiss.METRIC_L2
         index = faiss.index_factory(padded, f"IVF{lists},PQ{codes}x4fs", metric)
-        index.cp.niter = _ITERATIONS
-        index.cp.max_points_per_centroid = _SAMPLE_PER_LIST
-        index.cp.min_points_per_centroid = 1
         index.pq.cp.min_points_per_centroid = 1
         sample = _pad(sample, padded)
+        chosen = np.random.default_rng(seed).choice(
+            len(sample), min(len(sample), lists * _SAMPLE_PER_LIST), replace=False
+        )
+        # FAISS trains no quantizer that has its centroids already.
+        index.quantizer.add(coarse.train(sample[np.sort(chosen)], lists, distance, seed))
         if len(sample) < 16:  # FAISS wants as many vectors as a code has values.
             sample = np.resize(sample, (16, padded))
         index.train(sample)
         return cls(index)
 
-    def add(self, vectors: Vectors) -> None:
-        """Add ``vectors`` (n, d), prepared float32, as the next rows. Not beside a search."""
+    def filled(self, vectors: Vectors) -> IvfPqIndex:
+        """This index, trained and empty, with ``vectors`` (n, d), prepared float32, as its rows."""
+        empty = self._index
+        # Codes in the order of rows first: FAISS packs those of a fast scan list by list, and takes
+        # lists that are known only here.
+        index = faiss.IndexIVFPQ(
+            empty.quantizer, empty.d, empty.nlist, empty.pq.M, _CODE_BITS, empty.metric_type
+        )
+        index.by_residual = False
+        index.pq = empty.pq
+        index.is_trained = True
+        centroids = empty.quantizer.reconstruct_n(0, empty.nlist)
+        distance = _distance_of(empty)
         for start in range(0, len(vectors), _ADD_ROWS):
-            self._index.add(_pad(vectors[start : start + _ADD_ROWS], self._index.d))
-        self.rows = self._index.ntotal
+            some = _pad(vectors[start : start + _ADD_ROWS], empty.d)
+            lists = coarse.assign(some, centroids, distance)
+            index.add_core(len(some), faiss.swig_ptr(some), None, faiss.swig_ptr(lists))
+        packed = faiss.IndexIVFPQFastScan(index, empty.bbs)
+        # What FAISS keeps alive with it: the owner of its quantizer, but not the unpacked codes.
+        packed.referenced_objects = [empty]
+        return IvfPqIndex(packed)
 
     @classmethod
     def open(cls, path: Path) -> IvfPqIndex:
@@ -103,6 +120,11 @@ class IvfPqIndex:
         rows: Rows
         _, rows = self._index.search(_pad(queries, self._index.d), count, params=parameters)
         return rows
+
+
+def _distance_of(index: faiss.Index) -> Distance:
+    inner = index.metric_type == faiss.METRIC_INNER_PRODUCT
+    return Distance.DOT if inner else Distance.EUCLID
 
 
 def sample_rows(rows: int) -> int:
