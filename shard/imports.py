@@ -6,7 +6,7 @@ shard takes in what is listed (`ShardEngine`), all at once, without a word in it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,8 +18,6 @@ from shard.objects import ObjectStore
 from shard.objects.document import decode_stored
 from shard.segment import build_index, write_segment
 from shard.segment_store import SegmentStore, job_of
-
-_BATCH_ROWS = 8_192
 
 
 class Imports:
@@ -36,14 +34,15 @@ class Imports:
     def write_segment(
         self,
         segment_id: str,
-        points: Points,
+        batches: Iterable[Points],
+        rows: int,
         config: ShardConfig,
         scratch: Path,
         *,
         template: Path | None = None,
         calibration: Calibration | None = None,
     ) -> SegmentEntry:
-        """Store ``points``, ascending by key, with payloads and prepared vectors, as a segment.
+        """Store ``rows`` points, in batches as `shard.segment.write_segment` has them.
 
         Where there are enough of them they get an index: ``template``, trained but empty, filled;
         with a ``calibration`` that was measured with others like it, or one of its own.
@@ -54,8 +53,7 @@ class Imports:
         segments.drop(segment_id)
         directory.mkdir(parents=True)
         try:
-            rows = len(points.keys)
-            write_segment(directory, _batches(points), rows, config)
+            write_segment(directory, batches, rows, config)
             unreachable = 0.0
             if template is None or not 0 < config.flat_threshold <= rows:
                 calibration = None
@@ -102,10 +100,3 @@ class Imports:
 
     def _list(self, job: str) -> str:
         return f"{self._prefix}/import/{job}"
-
-
-def _batches(points: Points) -> Iterator[Points]:
-    assert points.payloads is not None and points.vectors is not None
-    for first in range(0, len(points.keys), _BATCH_ROWS):
-        some = slice(first, first + _BATCH_ROWS)
-        yield Points(points.keys[some], points.payloads[some], points.vectors[some])

@@ -120,7 +120,9 @@ def shard(tmp_path: Path) -> Iterator[Shard]:
 def stored(imports: Imports, scratch: Path, chunk: int, ids: list[int]) -> SegmentEntry:
     one = upsert(sorted(ids), "job")
     points = Points(one.keys, list(one.payloads), one.vectors)
-    return imports.write_segment(imported_id(JOB, chunk), points, CONFIG, scratch)
+    return imports.write_segment(
+        imported_id(JOB, chunk), [points], len(points.keys), CONFIG, scratch
+    )
 
 
 @pytest.mark.parametrize("reopened", ["never", "awaiting", "written", "listed", "taken", "always"])
@@ -236,7 +238,7 @@ def test_imported_segments_share_a_template(shard: Shard, tmp_path: Path) -> Non
     shard.follow(Import(JOB, ready=False))
     points = Points(encode_ids(list(range(len(vectors)))), [b""] * len(vectors), vectors)
     entry = shard.imports.write_segment(
-        imported_id(JOB, 0), points, CONFIG, tmp_path / "w", template=template
+        imported_id(JOB, 0), [points], len(points.keys), CONFIG, tmp_path / "w", template=template
     )
     assert entry.calibration is not None and not list((tmp_path / "w").iterdir())
     shard.imports.put_list(JOB, [entry])

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import sleep
+from typing import Any, TypeVar
 
 import faiss
 import msgspec
@@ -22,18 +26,22 @@ from threadpoolctl import threadpool_limits
 from cluster.catalog import Collection
 from cluster.ingest.jobs import SAMPLES, BadRow, Job
 from cluster.ingest.rows import Parsed, Parser
-from cluster.ingest.sources import Range, Source, SourceFile
+from cluster.ingest.sources import BATCH_ROWS, Range, Source, SourceFile
 from shard.errors import NotFound
 from shard.imports import Imports
 from shard.index.ivfpq import IvfPqIndex, sample_rows
 from shard.manifest import SegmentEntry, pack_dead
-from shard.model import KEY_DTYPE, Calibration, Keys, Points, Vectors, decode_id, shards_of
+from shard.model import KEY_DTYPE, Keys, Points, Rows, Vectors, decode_id, shards_of
 from shard.objects import ObjectStore, open_object_store
 from shard.scheduling import leave_cores_to_others
 from shard.segment_store import imported_id
 
+T = TypeVar("T")
+
 _MANY_RANGES = 16
 _LOOK_SECONDS = 0.1
+_AHEAD = 8
+"""Batches of a source that are read before they are wanted."""
 _ORIGIN = np.dtype([("file", "<u4"), ("row", "<u8")])
 
 
@@ -155,30 +163,28 @@ def _encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encod
         ]
         shard_of = shards_of(rows.keys[order], work.collection.shard_count)
         template = _template(files, scratch / "template") if indexed else None
-        calibration: Calibration | None = None
-        segments: list[SegmentEntry | None] = []
-        for shard in range(work.collection.shard_count):
+
+        def store_segment(shard: int, like: SegmentEntry | None = None) -> SegmentEntry | None:
             own = order[shard_of == shard]
             if not len(own):
-                segments.append(None)
-                continue
-            points = Points(
-                rows.keys[own],
-                [rows.payloads[row] for row in own.tolist()],
-                config.prepare(rows.vectors[own]),
-            )
+                return None
             store.put(files.origin(chunk, shard), rows.origin[own].tobytes())
-            entry = _imports(store, work.collection, shard).write_segment(
+            return _imports(store, work.collection, shard).write_segment(
                 imported_id(work.job.id, chunk),
-                points,
+                rows.batches(own),
+                len(own),
                 config,
-                scratch / "segment",
+                scratch / str(shard),
                 template=template,
-                calibration=calibration,
+                calibration=like.calibration if like else None,
             )
-            # Which shard a row goes to is chance: what was measured in one holds in all.
-            calibration = entry.calibration
-            segments.append(entry)
+
+        # Which shard a row goes to is chance: what is measured in one holds in all.
+        first = store_segment(0)
+        # One is built while another is on its way to the object store.
+        with ThreadPoolExecutor(2) as pool:
+            others = range(1, work.collection.shard_count)
+            segments = [first, *pool.map(partial(store_segment, like=first), others)]
     _reject(files, f"chunk-{chunk:06d}", rejects)
     outcome = Encoded(
         segments=segments,
@@ -233,9 +239,17 @@ class _Gathered(msgspec.Struct):
     payloads: list[bytes]
     origin: NDArray[np.void]
 
+    def batches(self, chosen: Rows) -> Iterator[Points]:
+        """The ``chosen`` rows; copies of a few at a time."""
+        for first in range(0, len(chosen), BATCH_ROWS):
+            some = chosen[first : first + BATCH_ROWS]
+            payloads = [self.payloads[row] for row in some.tolist()]
+            yield Points(self.keys[some], payloads, self.vectors[some])
+
 
 def _gather(work: Work, ranges: list[Range], rejects: list[BadRow], ignored: set[str]) -> _Gathered:
-    dimension = work.collection.config.dimension
+    config = work.collection.config
+    dimension = config.dimension
     expected = sum(part.rows for part in ranges)
     vectors = np.empty((expected, dimension), np.float32)
     keys: list[Keys] = []
@@ -248,7 +262,7 @@ def _gather(work: Work, ranges: list[Range], rejects: list[BadRow], ignored: set
             grown = np.empty((max(end, 2 * len(vectors)), dimension), np.float32)
             grown[:count] = vectors[:count]
             vectors = grown
-        vectors[count:end] = parsed.vectors
+        vectors[count:end] = config.prepare(parsed.vectors)
         keys.append(parsed.keys)
         payloads += parsed.payloads
         origin = np.empty(len(parsed.keys), _ORIGIN)
@@ -282,18 +296,30 @@ def _parse(
     most: int | None = None,
 ) -> Iterator[tuple[Parsed, int]]:
     source = Source(work.job.source)
-    for part in ranges:
-        file = work.files[part.file]
-        parser: Parser | None = None
-        schema = None
-        for batch in source.read(file, part, most):
-            if parser is None or batch.columns.schema != schema:
-                schema = batch.columns.schema
-                dimension = work.collection.config.dimension
-                parser = Parser(work.job.columns, dimension, schema, file.name)
-                if ignored is not None:
-                    ignored.update(parser.ignored)
-            yield parser.parse(batch), part.file
+    parser: Parser | None = None
+    seen: tuple[int, Any] | None = None
+    read = (
+        (part.file, one)
+        for part in ranges
+        for one in source.read(work.files[part.file], part, most)
+    )
+    for file, batch in _ahead(read):
+        if parser is None or seen != (file, batch.columns.schema):
+            seen = (file, batch.columns.schema)
+            dimension = work.collection.config.dimension
+            parser = Parser(work.job.columns, dimension, seen[1], work.files[file].name)
+            if ignored is not None:
+                ignored.update(parser.ignored)
+        yield parser.parse(batch), file
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """``items``, some of which are being fetched while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
 
 
 def _distinct(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
