@@ -69,7 +69,8 @@ def _outcome(task: Task) -> Outcome:
                 return Outcome(Segment.open(directory, task.config).calibrate(task.config))
             return Outcome(_merge(task.sources, directory, task.config, task.indexed))
     except Exception as error:
-        logger.exception("%s", directory.name)
+        if directory.exists():  # Else nobody wants it any more.
+            logger.exception("%s", directory.name)
         return Outcome(error=repr(error))
 
 

@@ -28,7 +28,7 @@ from tests.shoal_process import ShoalProcess
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 DIMENSION = 16
-ROWS = 60_000
+ROWS = 120_000
 
 
 VECTORS: np.ndarray[Any, Any] = (
@@ -164,8 +164,8 @@ def test_files_become_points_and_a_second_run_changes_nothing(
     assert job["rows_total"] == job["rows_read"] == job["rows_loaded"] == ROWS
     assert client.count(collection).count == ROWS
     assert words(client, collection) == dict.fromkeys(range(ROWS), "job")
-    asked = vectors_of(np.array([5, 59_999, 30_000]))
-    for number, vector in zip((5, 59_999, 30_000), asked, strict=True):
+    asked = vectors_of(np.array([5, ROWS - 1, 30_000]))
+    for number, vector in zip((5, ROWS - 1, 30_000), asked, strict=True):
         (hit,) = client.query_points(collection, vector.tolist(), limit=1).points
         assert hit.id == number and hit.score < 1e-3
     assert client.get_collection(collection).indexed_vectors_count == ROWS
@@ -203,11 +203,11 @@ def test_a_live_collection_keeps_what_is_newer(
     expected |= dict.fromkeys(range(ROWS, ROWS + 1_000), "before")
     jobs = Jobs(shoal.url, collection)
     job = jobs.start(tmp_path / "files", chunk_mb=1)
-    while jobs.get(job)["state"] not in ("training", "encoding"):
+    while jobs.get(job)["state"] in ("queued", "planning"):
         time.sleep(0.02)
     random.seed(0)
     counts: list[int] = []
-    while jobs.get(job)["state"] == "encoding" or not counts:
+    while jobs.get(job)["state"] in ("training", "encoding") or not counts:
         ids = random.sample(range(ROWS + 2_000), 50)
         upsert(ids, "after")
         expected |= dict.fromkeys(ids, "after")
@@ -220,6 +220,14 @@ def test_a_live_collection_keeps_what_is_newer(
     assert jobs.end(job)["state"] == "done"
     assert words(client, collection) == expected
     wait_until_clean_but_segments(store, job)
+
+
+def wait_for_chunk(store: ObjectStore, job: dict[str, Any]) -> None:
+    """Until a part of the job is encoded."""
+    deadline = time.monotonic() + 60
+    while not any(store.list(f"ingest/{job['id']}/chunk/")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def wait_until_clean_but_segments(store: ObjectStore, job: dict[str, Any]) -> None:
@@ -280,8 +288,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(
     write_files(tmp_path / "files")
     jobs = Jobs(shoal.url, collection)
     job = jobs.start(tmp_path / "files", chunk_mb=1)
-    while jobs.get(job)["state"] != "encoding":
-        time.sleep(0.05)
+    wait_for_chunk(store, job)
     refused = httpx.post(
         f"{shoal.url}/collections/{collection}/ingest", json={"source": "/somewhere"}
     )
@@ -361,21 +368,23 @@ def test_from_a_bucket(s3_url: str, tmp_path: Path) -> None:
         assert not any("/segment/" not in key for key in left_over(open_object_store(s3_url), job))
 
 
-@pytest.mark.parametrize("victim", ["ray::encode", "ray::IngestDriver", "ray::ShardServerActor"])
+@pytest.mark.parametrize("victim", ["ray::encode", "ray::Supervisor", "ray::ShardServerActor"])
 def test_whatever_is_killed_the_job_ends_with_exactly_its_rows(
     shoal: ShoalProcess, client: QdrantClient, collection: str, tmp_path: Path, victim: str
 ) -> None:
     write_files(tmp_path / "files")
     jobs = Jobs(shoal.url, collection)
     rounds = int(os.environ.get("SHOAL_TEST_KILLS", "2"))
-    killed = 0
-    for number in range(rounds):
+    killed = tries = 0
+    while killed < rounds:
+        tries += 1
+        assert tries <= 3 * rounds  # A job may be over before its turn comes.
         job = jobs.start(tmp_path / "files", chunk_mb=1, again=True)
         over = Event()
 
-        def kill(over: Event = over, number: int = number) -> None:
+        def kill(over: Event = over) -> None:
             nonlocal killed
-            time.sleep(0.5 + random.random() * 2)
+            time.sleep(0.1 + random.random() * 1.4)
             while not over.is_set():
                 victims = [pid for pid in shoal.find(victim) if pid != shoal.pid]
                 if victims:
@@ -392,4 +401,3 @@ def test_whatever_is_killed_the_job_ends_with_exactly_its_rows(
         assert job["state"] == "done", job
         assert job["rows_loaded"] == ROWS
         assert words(client, collection) == dict.fromkeys(range(ROWS), "job")
-    assert killed == rounds
