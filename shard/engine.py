@@ -22,16 +22,15 @@ from functools import partial
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from time import monotonic
-from typing import TypeAlias
 
 import msgspec
 
 from shard.builder import Builder, Source
 from shard.compaction import merged
-from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
+from shard.errors import Fenced, InvalidInput, ShoalError, Unavailable
 from shard.imports import Imports
-from shard.log import Record, WriteAheadLog
-from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead, unpack_alive
+from shard.log import WriteAheadLog
+from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead
 from shard.merge_policy import choose_merge, gets_index
 from shard.model import (
     Calibration,
@@ -47,6 +46,7 @@ from shard.model import (
     Vectors,
 )
 from shard.objects import ObjectStore
+from shard.recovery import open_layer, take_over
 from shard.segment import Segment, write_segment
 from shard.segment_store import SegmentStore
 from shard.state import ShardState
@@ -70,7 +70,6 @@ MANY_SEGMENTS = 32
 SETTLED_SECONDS = 5.0
 """Segments are tidied up when nothing has been written for so long."""
 BACKOFF_SECONDS = (0.5, 30.0)
-_TAKE_OVER_ATTEMPTS = 20
 
 
 class ShardEngine:
@@ -146,8 +145,8 @@ class ShardEngine:
         log = WriteAheadLog(store, f"{prefix}/log")
         manifests = Manifests(store, f"{prefix}/manifest")
         segments = SegmentStore(store, f"{prefix}/segment", own)
-        manifest, records = _take_over(log, manifests)
-        layers = [_open_layer(segments, entry, config) for entry in manifest.segments]
+        manifest, records = take_over(log, manifests)
+        layers = [open_layer(segments, entry, config) for entry in manifest.segments]
         state = ShardState(config, layers, manifest.sequence)
         for record in records:
             state.apply(record.sequence, record.operations)
@@ -501,7 +500,7 @@ class ShardEngine:
         layers = []
         for entry in self._imports.get_list(job):
             self._segments.drop(entry.id)  # What an attempt that failed has left.
-            layers.append(_open_layer(self._segments, entry, self._config))
+            layers.append(open_layer(self._segments, entry, self._config))
         watched = self._state.watch()
         touched = [
             operation.keys
@@ -608,39 +607,6 @@ class _Merge(msgspec.Struct, frozen=True):
 
 class _Recalibration(msgspec.Struct, frozen=True):
     layer: Layer
-
-
-Replayed: TypeAlias = tuple[Manifest, list[Record]]
-
-
-def _take_over(log: WriteAheadLog, manifests: Manifests) -> Replayed:
-    """Fence the log, then claim the manifest that it continues."""
-    for _ in range(_TAKE_OVER_ATTEMPTS):
-        manifest = manifests.read()
-        try:
-            records = list(log.take_over(manifest.sequence))
-        except Corrupt:
-            if manifests.changed():
-                continue  # The writer before has truncated what its newer manifest covers.
-            raise
-        claimed = msgspec.structs.replace(manifest, epoch=log.sequence)
-        if manifests.claim(claimed):
-            return claimed, records
-    raise Unavailable(f"other writers took over {_TAKE_OVER_ATTEMPTS} times meanwhile")
-
-
-def _open_layer(segments: SegmentStore, entry: SegmentEntry, config: ShardConfig) -> Layer:
-    segments.download(entry.id)
-    segment = Segment.open(segments.directory(entry.id), config)
-    if segment.rows != entry.rows:
-        raise Corrupt(f"segment {entry.id}: {segment.rows} rows, the manifest says {entry.rows}")
-    return Layer(
-        segment,
-        unpack_alive(entry.dead, entry.rows),
-        entry.id,
-        entry.calibration,
-        entry.unreachable,
-    )
 
 
 def _aimed_at(layer: Layer) -> float:

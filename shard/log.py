@@ -159,6 +159,15 @@ class WriteAheadLog:
         self._next = sequence + 1
         return sequence
 
+    def follow(self, after: int) -> Iterator[Record]:
+        """Every record beyond ``after`` that is there now, ascending, whoever has the log.
+
+        For a log that is not taken over here. Raises as `take_over` does, but for Fenced; and as
+        there, look for a newer snapshot afterwards.
+        """
+        self._next, self._replayed_from = after + 1, after
+        yield from self._replay()
+
     def read(self, after: int, last: int) -> Iterator[Record]:
         """The records beyond ``after`` up to ``last``, ascending; none of them may be truncated.
 
