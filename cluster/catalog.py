@@ -14,6 +14,9 @@ from shard.objects import ObjectStore
 from shard.objects.document import VersionedDocument, decode_stored
 
 CATALOG = "cluster/catalog"
+HIDDEN = "\x1f"
+"""What the name of a collection begins with that is not there yet for users; no name of theirs
+has this character."""
 
 
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,11 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     config: ShardConfig
     settings: dict[str, Any] = {}
     """Qdrant's settings as they were given, for the collection's info."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is being made to take another one's place."""
+        return self.name.startswith(HIDDEN)
 
     @property
     def prefix(self) -> str:
@@ -78,6 +86,22 @@ class Catalog:
             collections[name] = change(_find(collections, name))
 
         return self._change(replace)[name]
+
+    def rename(self, collection_id: str, name: str) -> None:
+        """Give the collection that name, which one that had it before loses with all it has.
+
+        Raises NotFound where there is none of that id.
+        """
+
+        def replace(collections: dict[str, Collection]) -> None:
+            for collection in list(collections.values()):
+                if collection.id == collection_id:
+                    del collections[collection.name]
+                    collections[name] = msgspec.structs.replace(collection, name=name)
+                    return
+            raise NotFound(f"Collection {collection_id} doesn't exist!")
+
+        self._change(replace)
 
     def delete(self, name: str) -> bool:
         """False if there was none. What it stored is `deleted`, and erased in the background."""

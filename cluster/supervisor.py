@@ -21,8 +21,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cluster.catalog import Catalog, Collection
-from cluster.ingest.driver import Drivers
-from cluster.ingest.jobs import Job, Jobs, imports_of
+from cluster.driving import Drivers
+from cluster.export.driver import ExportDriving
+from cluster.export.jobs import export_jobs
+from cluster.ingest.driver import IngestDriving
+from cluster.ingest.jobs import IngestJob, imports_of, ingest_jobs
 from cluster.placement import place, with_lingering
 from cluster.server_actor import Report, ShardServerActor
 from cluster.settings import ClusterSettings, configure_logging
@@ -185,13 +188,14 @@ class _Reconciliation:
     ) -> None:
         self._catalog = Catalog(store)
         self._document = TopologyDocument(store)
-        self._jobs = Jobs(store)
+        self._ingest_jobs = ingest_jobs(store)
+        self._export_jobs = export_jobs(store)
         self._drivers = Drivers(settings)
         self._cluster = cluster
         self._servers = servers
         self._timeout = timeout
         self._collections: dict[str, Collection] | None = None
-        self._ingests: list[Job] = []
+        self._ingests: list[IngestJob] = []
         self._placements: dict[str, list[str]] = {}
         self._failures = _Failures()
         self._eraser = _Eraser(store)
@@ -206,7 +210,7 @@ class _Reconciliation:
             if self._collections is None:
                 self._placements = published.placements
             collections = self._catalog.collections()
-            self._ingests = self._jobs.all()
+            self._ingests = self._ingest_jobs.all()
             self._collections = collections
         except Unavailable:
             # A shard server that was restarted gets its shards back even now.
@@ -225,7 +229,10 @@ class _Reconciliation:
         }
         self._publish(published, hosted)
         self._eraser.erase(self._catalog, hosted)
-        self._drivers.see_to(self._ingests)
+        self._drivers.see_to(
+            {job.id: IngestDriving for job in self._ingests if not job.cleaned}
+            | {job.id: ExportDriving for job in self._export_jobs.all() if not job.cleaned}
+        )
 
     def _find_lost(self) -> set[str]:
         lost = {name for name, server in self._servers.items() if server.lost}

@@ -11,22 +11,34 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from cluster.catalog import Catalog
-from cluster.ingest.jobs import Jobs
+from cluster.export.jobs import export_jobs
+from cluster.ingest.jobs import ingest_jobs
+from cluster.snapshots import Snapshots
 from router import errors
-from router.api import collections, ingest, points, search, service, wire
+from router.api import (
+    collections,
+    export,
+    ingest,
+    points,
+    search,
+    service,
+    snapshots,
+    wire,
+)
 from router.api.exchange import Clock, Context
 from router.directory import Directory
 from router.fanout import Fanout
 from router.hot_path import HotPath
+from shard.objects import ObjectStore
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 REQUEST_SECONDS = 60.0
 
 
 def create_app(
-    catalog: Catalog,
+    store: ObjectStore,
+    data: str,
     fanout: Fanout,
-    jobs: Jobs,
     *,
     default_shards: int,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -34,8 +46,9 @@ def create_app(
 ) -> ASGIApp:
     """The application that answers Qdrant's clients.
 
-    ``default_shards`` is the shard number of a collection that names none, ``timeout`` the seconds
-    given to a request that names none. ``fanout`` is closed when the application shuts down.
+    ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
+    none, ``timeout`` the seconds given to a request that names none. ``fanout`` is closed when the
+    application shuts down.
     """
 
     @asynccontextmanager
@@ -56,14 +69,16 @@ def create_app(
         redoc_url=None,
     )
     app.state.context = Context(
-        directory=Directory(catalog),
+        directory=Directory(Catalog(store)),
         fanout=fanout,
-        jobs=jobs,
+        ingests=ingest_jobs(store),
+        exports=export_jobs(store),
+        snapshots=Snapshots(store, data),
         default_shards=default_shards,
         max_body_bytes=max_body_bytes,
         timeout=timeout,
     )
-    for resource in (service, collections, search, points, ingest):
+    for resource in (service, collections, search, points, ingest, export, snapshots):
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -121,8 +122,6 @@ def ingest_command(
     watch: bool,
 ) -> None:
     """Load the files at SOURCE, s3://BUCKET/PREFIX or a path, into a collection."""
-    from router import ingest
-
     if json_column and payload_columns:
         raise click.UsageError("--json-column and --payload-column exclude each other")
     body = {
@@ -136,13 +135,32 @@ def ingest_command(
         "chunk_mb": chunk_mb,
         "again": again,
     }
+    _run_job(url, collection, "ingest", body, watch)
+
+
+@main.command("export", context_settings={"auto_envvar_prefix": "SHOAL"})
+@click.argument("destination")
+@click.option("--collection", required=True, help="Collection to export.")
+@click.option("--url", default="http://127.0.0.1:6333", help="The service.")
+@click.option("--watch", is_flag=True, help="Wait for the end, and show how far it is.")
+def export_command(destination: str, collection: str, url: str, watch: bool) -> None:
+    """Write a collection as Parquet files to DESTINATION, s3://BUCKET/PREFIX or a directory.
+
+    What is there must be nothing. `shoal ingest` of it makes the same collection again.
+    """
+    _run_job(url, collection, "export", {"destination": destination}, watch)
+
+
+def _run_job(url: str, collection: str, kind: str, body: dict[str, Any], watch: bool) -> None:
+    from router import jobs
+
     try:
-        well = ingest.run(url, collection, body, watch=watch)
+        well = jobs.run(url, collection, kind, body, watch=watch)
     except ShoalError as error:
         click.echo(f"shoal: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo("The job goes on; DELETE /collections/NAME/ingest/JOB calls it off.", err=True)
+        click.echo(f"The job goes on; DELETE /collections/NAME/{kind}/JOB calls it off.", err=True)
         sys.exit(130)
     sys.exit(0 if well else 1)
 

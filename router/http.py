@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
-from cluster.catalog import Catalog
-from cluster.ingest.jobs import Jobs
 from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
@@ -26,13 +24,18 @@ DRAIN_SECONDS = 8
 
 @asynccontextmanager
 async def routing(
-    store: ObjectStore, watcher: TopologyWatcher, listening: socket.socket, default_shards: int
+    store: ObjectStore,
+    data: str,
+    watcher: TopologyWatcher,
+    listening: socket.socket,
+    default_shards: int,
 ) -> AsyncIterator[None]:
     """Answers what comes to ``listening``, which other processes may share, and drains at the end.
 
-    ``default_shards`` is the shard number of a collection that names none.
+    ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
+    none.
     """
-    app = create_app(Catalog(store), Fanout(watcher), Jobs(store), default_shards=default_shards)
+    app = create_app(store, data, Fanout(watcher), default_shards=default_shards)
     server = _HttpServer(
         uvicorn.Config(
             app,

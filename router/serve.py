@@ -85,7 +85,9 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         watcher = await stack.enter_async_context(
             TopologyWatcher(store, poll_seconds(settings.data))
         )
-        await stack.enter_async_context(routing(store, watcher, listening, settings.shards))
+        await stack.enter_async_context(
+            routing(store, settings.data, watcher, listening, settings.shards)
+        )
         workers = [
             await stack.enter_async_context(
                 kept_running(

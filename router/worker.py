@@ -50,7 +50,7 @@ async def _route(settings: WorkerSettings) -> None:
     listening = socket.socket(fileno=settings.listening)
     async with (
         TopologyWatcher(store, poll_seconds(settings.data)) as watcher,
-        routing(store, watcher, listening, settings.shards),
+        routing(store, settings.data, watcher, listening, settings.shards),
     ):
         print("started", flush=True)
         await stopping.wait()

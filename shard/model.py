@@ -72,6 +72,8 @@ def shards_of(keys: Keys, shard_count: int) -> NDArray[np.int32]:
     return shards
 
 
+_UNIT = 1e-6
+"""How far from one a length may be that counts as one."""
 _PREPARED_ROWS = 256
 """So few that what is computed on the way stays in the cache: twenty times as fast."""
 
@@ -114,8 +116,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     def prepare(self, vectors: Vectors) -> Vectors:
         """Vectors as they are stored and searched: scaled to unit length for cosine.
 
-        ``vectors`` is (n, dimension) float32 and is not changed. A zero vector stays zero, as in
-        Qdrant.
+        ``vectors`` is (n, dimension) float32 and is not changed. As in Qdrant, a zero vector stays
+        zero, and one of unit length as it is, so that what comes back in stays the same.
         """
         if self.distance is not Distance.COSINE:
             return vectors
@@ -125,7 +127,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
             # In float64, where the squares of no float32 overflow or vanish.
             wide = vectors[some].astype(np.float64)
             norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-            scaled[some] = wide / np.where(norms > 0, norms, 1.0)[:, None]
+            norms[(norms == 0) | (abs(norms - 1) <= _UNIT)] = 1
+            scaled[some] = wide / norms[:, None]
         return scaled
 
 

@@ -83,14 +83,16 @@ def read_points(
                 for entry in manifest.segments
             ]
             state = ShardState(config, layers, manifest.sequence)
+            fenced = False
             for record in WriteAheadLog(store, f"{prefix}/log").follow(manifest.sequence):
+                fenced = fenced or not record.operations
                 state.apply(record.sequence, record.operations)
         except Corrupt:
             if manifests.changed():
                 continue  # What the newer one does not need may be gone.
             raise
-        # Else the log may have been truncated behind our back: see `WriteAheadLog`, point 4.
-        if not manifests.changed():
+        # A fence may lie where a batch has been truncated: see `WriteAheadLog`, point 4.
+        if not fenced or not manifests.changed():
             yield from merged(state.view.layers)
             return
-    raise Unavailable(f"{prefix}: the manifest has changed {_ATTEMPTS} times meanwhile")
+    raise Unavailable(f"{prefix}: what it consists of has changed {_ATTEMPTS} times meanwhile")

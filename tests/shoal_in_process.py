@@ -19,7 +19,6 @@ from typing import Any, Self, cast
 import uvicorn
 
 from cluster.catalog import Catalog
-from cluster.ingest.jobs import Jobs
 from cluster.placement import with_lingering
 from cluster.topology import Topology, TopologyWatcher
 from router.app import create_app
@@ -39,6 +38,7 @@ class ShoalInProcess:
     def __init__(self, directory: Path, *, servers: int = 2, **settings: Any) -> None:
         self._directory = directory
         self._settings = settings
+        self._directory = directory
         self._store = LocalObjectStore(directory / "store")
         self._servers = {
             f"server-{number}": ShardServer(
@@ -72,7 +72,7 @@ class ShoalInProcess:
     def router(self) -> Iterator[str]:
         """Runs one more router; its URL."""
         fanout = Fanout(cast(TopologyWatcher, _Watcher(self)))
-        app = create_app(Catalog(self._store), fanout, Jobs(self._store), **self._settings)
+        app = create_app(self._store, str(self._directory / "store"), fanout, **self._settings)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         listening = socket.create_server(("127.0.0.1", 0))
         thread = Thread(target=server.run, args=([listening],), name="router")

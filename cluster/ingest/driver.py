@@ -1,52 +1,37 @@
-"""Takes bulk loads from their first step to their last, in a process that may die at any time.
-
-Where a job is, the document of jobs tells; what its tasks have done lies beside it in the object
-store. So a successor goes on from there, and a second driver of the same job does no harm.
-"""
+"""Takes bulk loads from their first step to their last."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count
-from threading import Thread
 from time import monotonic, sleep, time
 from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 from cluster.catalog import Catalog, Collection
+from cluster.driving import LOOK_SECONDS, Driving
 from cluster.ingest import tasks
-from cluster.ingest.jobs import SAMPLES, BadRow, Job, Jobs, State
+from cluster.ingest.jobs import SAMPLES, BadRow, IngestJob, ingest_jobs
 from cluster.ingest.sources import Range, Source, SourceFile
 from cluster.ingest.tasks import Encoded, JobFiles, Resolved, Work, shard_prefix
+from cluster.jobs import State
 from cluster.settings import ClusterSettings
-from shard.errors import Corrupt, InvalidInput, NotFound, ShoalError, Unavailable
+from shard.errors import InvalidInput, NotFound
 from shard.imports import Imports
 from shard.manifest import Manifest, Manifests
 from shard.model import KEY_BYTES
-from shard.objects import ObjectStore, open_object_store
+from shard.objects import ObjectStore
 from shard.objects.document import decode_stored
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.25
-"""Between looks at tasks, shards, and whether the job is cancelled."""
 TELL_SECONDS = 1.0
 """Between changes of the job's progress."""
 CLEAN_SECONDS = 5.0
 """Between passes over what a job has left; a task of it may still be at work."""
-BACKOFF_SECONDS = (0.5, 30.0)
-ATTEMPTS = 10
-"""After so many that failed a job is given up, unless it is decided."""
 SAMPLED_RANGES = 64
 """Parts of files that the training sample is taken from."""
 
@@ -78,99 +63,25 @@ class Plan(msgspec.Struct, frozen=True):
         return [sum(part.rows for part in chunk) for chunk in self.chunks]
 
 
-class Cancelled(Exception):
-    """The job's user has called it off."""
+class IngestDriving(Driving[IngestJob]):
+    """One attempt at a bulk load."""
 
-
-class TooManyBadRows(Exception):
-    pass
-
-
-class Drivers:
-    """The bulk loads under way, each with a thread in a process that has Ray."""
-
-    def __init__(self, settings: ClusterSettings) -> None:
-        self._settings = settings
-        self._threads: dict[str, Thread] = {}
-
-    def see_to(self, jobs: Iterable[Job]) -> None:
-        """Drive those of ``jobs`` that something is left of. Returns at once."""
-        self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
-        for job in jobs:
-            if not job.cleaned and job.id not in self._threads:
-                thread = Thread(target=_drive, args=(self._settings, job.id), daemon=True)
-                self._threads[job.id] = thread
-                thread.start()
-
-
-def _drive(settings: ClusterSettings, job_id: str) -> None:
-    first, longest = BACKOFF_SECONDS
-    for attempt in count(1):
-        try:
-            _Driving(open_object_store(settings.data), settings, job_id).run()
-            return
-        except (Unavailable, Corrupt, RayError) as error:
-            logger.warning("ingest job %s: %s", job_id, error)
-            reason = str(error)
-        except Exception as error:
-            logger.exception("ingest job %s", job_id)
-            reason = repr(error)
-        sleep(min(longest, first * 2 ** min(attempt, 16)))
-        with contextlib.suppress(ShoalError):
-            store = open_object_store(settings.data)
-            _Driving(store, settings, job_id).note(reason, last=attempt >= ATTEMPTS)
-
-
-@dataclass
-class _Driving:
-    """One attempt at a job."""
-
-    store: ObjectStore
-    settings: ClusterSettings
-    job_id: str
-
-    def __post_init__(self) -> None:
-        self.jobs = Jobs(self.store)
-        self.job = self.jobs.get(self.job_id)
-        self.files = JobFiles(self.store, self.job)
+    def __init__(self, store: ObjectStore, settings: ClusterSettings, job_id: str) -> None:
+        super().__init__(store, settings, ingest_jobs(store), job_id)
+        self.files = JobFiles(store, self.job)
         self._told_at = 0.0
 
-    def run(self) -> None:
-        """Until the job is over and nothing is left of it. What it raises may pass."""
-        while not self.job.state.is_over:
-            self._work()
-        self._clean()
-
-    def note(self, error: str, *, last: bool) -> None:
-        """Tell why an attempt has failed; the ``last`` ends a job that is not decided."""
-        if last and self.job.state is not State.COMMITTING:
-            self._end(State.FAILED, error)
-        else:
-            self._tell(error=error)
-
-    def _work(self) -> None:
-        try:
-            collection = self._collection()
-            if self.job.state is not State.COMMITTING and not self._load(collection):
-                return
-            self._wait_for_shards(collection, self._is_taken_in)
-            self._tell(state=State.DONE, finished=time())
-        except Cancelled:
-            self._end(State.CANCELLED, "")
-        except (InvalidInput, NotFound, TooManyBadRows) as error:
-            self._end(State.FAILED, str(error))
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (InvalidInput, NotFound)):
-                self._end(State.FAILED, str(cause))
-            elif isinstance(cause, Unavailable):
-                raise cause from None
-            else:
-                self._end(State.FAILED, str(error))
+    def work(self, collection: Collection) -> None:
+        if self.job.state is not State.COMMITTING and not self._load(collection):
+            return
+        self._wait_for_shards(collection, self._is_taken_in)
+        if self.job.becomes:
+            Catalog(self.store).rename(collection.id, self.job.becomes)
+        self.end(State.DONE)
 
     def _load(self, collection: Collection) -> bool:
         """Bring the job to its commitment. False where there is nothing to do."""
-        self._enter(State.PLANNING, started=self.job.started or time())
+        self.enter(State.PLANNING, started=self.job.started or time())
         plan = self._plan(collection)
         fingerprint = _fingerprint(self.job, plan)
         for other in self.jobs.all():
@@ -181,14 +92,14 @@ class _Driving:
                 and other.collection_id == self.job.collection_id
                 and other.id != self.job_id
             ):
-                self._tell(
+                self.tell(
                     state=State.DONE,
                     finished=time(),
                     same_as=other.same_as or other.id,
                     fingerprint=fingerprint,
                 )
                 return False
-        self._tell(fingerprint=fingerprint, rows_total=sum(plan.rows))
+        self.tell(fingerprint=fingerprint, rows_total=sum(plan.rows))
         work = Work(
             data=self.settings.data,
             scratch=f"{self.settings.scratch}/ingest",
@@ -199,11 +110,11 @@ class _Driving:
         encoded = self._encode(work, plan)
         # From then on each shard remembers what is written to it, which is newer than the job.
         self._wait_for_shards(collection, self._is_awaited)
-        self._enter(State.CHECKING)
+        self.enter(State.CHECKING)
         resolved = self._resolve(work, collection, encoded)
         samples = [sample for one in encoded for sample in one.samples]
         samples += [sample for one in resolved for sample in one.samples]
-        self._tell(
+        self.tell(
             rows_read=sum(one.read for one in encoded),
             rows_loaded=sum(one.rows for one in resolved),
             bad_rows=sum(one.bad for one in encoded) + sum(one.bad for one in resolved),
@@ -211,15 +122,7 @@ class _Driving:
         )
         self._check_bad_rows()
 
-        def commit(job: Job) -> Job:
-            if job.cancel:
-                raise Cancelled
-            if job.state.is_over:
-                return job
-            return msgspec.structs.replace(job, state=State.COMMITTING)
-
-        self.job = self.jobs.change(self.job_id, commit)
-        return self.job.state is State.COMMITTING
+        return self.commit()
 
     # Steps
 
@@ -249,7 +152,7 @@ class _Driving:
         starts: list[Callable[[], Any]] = [
             partial(encode.remote, work, chunk, plan.chunks[chunk], indexed) for chunk in left
         ]
-        parallel = self._parallel()
+        parallel = self.parallel()
         trained = not left or not indexed or self._is_trained()
         if not trained:
             every = [part for chunk in plan.chunks for part in chunk]
@@ -263,11 +166,11 @@ class _Driving:
 
         def look() -> None:
             if self.job.state is State.PLANNING and shards.all(self._is_awaited):
-                self._tell(state=State.TRAINING)
+                self.tell(state=State.TRAINING)
             if self.job.state is State.TRAINING and trained:
-                self._tell(state=State.ENCODING)
+                self.tell(state=State.ENCODING)
 
-        for number, one in self._run_all(starts, parallel, look):
+        for number, one in self.run_all(starts, parallel, look):
             if number == len(left):
                 trained = True
             else:
@@ -294,7 +197,7 @@ class _Driving:
         }
         if now - self._told_at >= TELL_SECONDS:
             self._told_at = now
-            self._tell(**fields)
+            self.tell(**fields)
         else:
             self.job = msgspec.structs.replace(self.job, **fields)
 
@@ -311,33 +214,9 @@ class _Driving:
             partial(task.remote, work, shard, [one.segments[shard] for one in encoded])
             for shard in left
         ]
-        for number, one in self._run_all(starts, self._parallel()):
+        for number, one in self.run_all(starts, self.parallel()):
             found[left[number]] = one
         return [found[shard] for shard in sorted(found)]
-
-    def _run_all(
-        self,
-        starts: Sequence[Callable[[], Any]],
-        parallel: int,
-        look: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, Any]]:
-        """Numbers and answers of tasks as they end, at most ``parallel`` at a time."""
-        waiting = list(enumerate(starts))
-        running: dict[Any, int] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < parallel:
-                    number, start = waiting.pop()
-                    running[start()] = number
-                done, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
-                for one in done:
-                    number = running.pop(one)
-                    yield number, ray.get(one)
-                self._check_cancelled()
-                look()
-        finally:
-            for one in running:
-                ray.cancel(one, force=True)
 
     def _is_awaited(self, manifest: Manifest) -> bool:
         return self.job_id in manifest.awaited
@@ -350,51 +229,18 @@ class _Driving:
     ) -> None:
         shards = _Shards(self.store, collection)
         while not shards.all(condition):
-            self._check_cancelled()
-            self._collection()
+            self.check_cancelled()
+            self.collection()
             sleep(LOOK_SECONDS)
-
-    # The job's document
-
-    def _enter(self, state: State, **fields: Any) -> None:
-        self._check_cancelled()
-        self._tell(state=state, **fields)
-
-    def _tell(self, **fields: Any) -> None:
-        """Change the job's document. What another driver has decided stays."""
-
-        def change(job: Job) -> Job:
-            if job.state.is_over:
-                return job
-            if job.state is State.COMMITTING and self.job.state is not State.COMMITTING:
-                return job
-            return msgspec.structs.replace(job, **fields)
-
-        self.job = self.jobs.change(self.job_id, change)
-
-    def _end(self, state: State, error: str) -> None:
-        self._tell(state=state, error=error, finished=time())
-        logger.info("ingest job %s: %s %s", self.job_id, state, error)
-
-    def _check_cancelled(self) -> None:
-        if self.job.state is not State.COMMITTING and self.jobs.get(self.job_id).cancel:
-            raise Cancelled
 
     def _check_bad_rows(self) -> None:
         if self.job.bad_rows > self.job.max_bad_rows:
             first: BadRow | None = self.job.bad[0] if self.job.bad else None
             example = f", such as row {first.row} of {first.file}: {first.reason}" if first else ""
-            self._tell(bad_rows=self.job.bad_rows, bad=self.job.bad)
-            raise TooManyBadRows(
+            self.tell(bad_rows=self.job.bad_rows, bad=self.job.bad)
+            raise InvalidInput(
                 f"{self.job.bad_rows} bad rows, expected at most {self.job.max_bad_rows}{example}"
             )
-
-    def _collection(self) -> Collection:
-        """Raises NotFound when it is deleted."""
-        for collection in Catalog(self.store).collections().values():
-            if collection.id == self.job.collection_id:
-                return collection
-        raise NotFound(f"collection `{self.job.collection}` is deleted")
 
     def _stored(self, key: str, kind: type[T]) -> T | None:
         try:
@@ -402,19 +248,14 @@ class _Driving:
         except NotFound:
             return None
 
-    def _parallel(self) -> int:
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return max(1, int(resources.get("CPU", 1)))
-
     # Afterwards
 
-    def _clean(self) -> None:
-        """Delete what is left, until there is nothing."""
-        if self.job.cleaned:
-            return
+    def clean(self) -> None:
         taken_in = self.job.state is State.DONE and not self.job.same_as
+        if self.job.becomes and not taken_in:
+            Catalog(self.store).delete(self.job.collection)
         try:
-            collection = self._collection()
+            collection = self.collection()
         except NotFound:
             collection = None
         while True:
@@ -426,7 +267,6 @@ class _Driving:
             if not erased or taken_in:
                 break
             sleep(CLEAN_SECONDS)
-        self.jobs.set(self.job_id, cleaned=True)
 
 
 class _Shards:
@@ -458,7 +298,7 @@ def _chunks(ranges: list[Range], most: int) -> Iterator[list[Range]]:
         yield chunk
 
 
-def _fingerprint(job: Job, plan: Plan) -> str:
+def _fingerprint(job: IngestJob, plan: Plan) -> str:
     files = [(file.name, file.bytes, file.changed) for file in plan.files]
     said = msgspec.json.encode([job.source, job.columns, files])
     return hashlib.blake2b(said, digest_size=16).hexdigest()

@@ -295,6 +295,8 @@ def _document_of(value: Any, json: bool) -> dict[str, Any]:
         # JSON in a field of JSON.
         if json and isinstance(value, str):
             value = orjson.loads(value)
+        if isinstance(value, dict):
+            return value
     if value is None:
         return {}
     if isinstance(value, list):  # Arrow's maps.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cluster.catalog import Collection
-from cluster.ingest.jobs import SAMPLES, BadRow, Job
+from cluster.ingest.jobs import SAMPLES, BadRow, IngestJob
 from cluster.ingest.rows import Parsed, Parser
 from cluster.ingest.sources import BATCH_ROWS, Range, Source, SourceFile
 from shard.errors import NotFound
@@ -50,7 +50,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
     data: str
     scratch: str
-    job: Job
+    job: IngestJob
     collection: Collection
     files: list[SourceFile]
 
@@ -77,7 +77,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 class JobFiles:
     """Where a job keeps what it must find again after a crash, and what it rejects."""
 
-    def __init__(self, store: ObjectStore, job: Job) -> None:
+    def __init__(self, store: ObjectStore, job: IngestJob) -> None:
         self.store = store
         self._prefix = f"ingest/{job.id}"
 
@@ -343,7 +343,7 @@ def _reject(files: JobFiles, part: str, rejects: list[BadRow]) -> None:
 
 
 def _stored_keys(
-    store: ObjectStore, collection: Collection, shard: int, job: Job, chunk: int
+    store: ObjectStore, collection: Collection, shard: int, job: IngestJob, chunk: int
 ) -> Keys:
     segment = imported_id(job.id, chunk)
     data = store.get(f"{shard_prefix(collection, shard)}/segment/{segment}/keys.npy")

@@ -136,7 +136,8 @@ def _flat_rows(kilobytes: int, dimension: int) -> int:
     return min(max(kilobytes * 1024 // (4 * dimension), _LEAST_INDEXED_ROWS), _NEVER)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises OutOfRange where no collection can have that name."""
     if len(name) > MAX_NAME:
         raise OutOfRange(f"collection_name: expected at most {MAX_NAME} characters")
     for character in name:
@@ -147,7 +148,8 @@ def _check_name(name: str) -> None:
 @routes.get("", responses=wire.answers(wire.Collections), summary="List collections")
 async def list_collections(request: Request) -> Response:
     """Names of all collections."""
-    names = sorted(await Context.of(request).directory.refresh())
+    collections = (await Context.of(request).directory.refresh()).values()
+    names = sorted(collection.name for collection in collections if not collection.hidden)
     return answer(request, {"collections": [{"name": name} for name in names]})
 
 
@@ -166,7 +168,7 @@ async def exists(request: Request, name: str) -> Response:
 async def create(request: Request, name: str, timeout: Timeout = None) -> Response:
     """Create a collection, and wait until its shards answer."""
     context = Context.of(request)
-    _check_name(name)
+    check_name(name)
     body = _create(await read_body(request))
     shard_count = body.shard_number or context.default_shards
     config = ShardConfig(
@@ -185,11 +187,12 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     except AlreadyExists:
         raise AlreadyExists(f"Collection `{name}` already exists!") from None
     await context.directory.refresh()
-    await _wait_until_answering(context, collection, timeout or CREATE_SECONDS)
+    await wait_until_answering(context, collection, timeout or CREATE_SECONDS)
     return answer(request, True)
 
 
-async def _wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:
+async def wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:
+    """Return once every shard answers, and none of what is deleted does. Raises TimeoutError."""
     # Another router may have cached one of these under the new one's name. It notices when no shard
     # server knows it; until then it might write to what is being deleted.
     deleted = await asyncio.to_thread(context.directory.catalog.deleted)

@@ -12,7 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.ingest.jobs import Jobs
+from cluster.export.jobs import ExportJob
+from cluster.ingest.jobs import IngestJob
+from cluster.jobs import Jobs
+from cluster.snapshots import Snapshots
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
@@ -24,7 +27,9 @@ class Context:
 
     directory: Directory
     fanout: Fanout
-    jobs: Jobs
+    ingests: Jobs[IngestJob]
+    exports: Jobs[ExportJob]
+    snapshots: Snapshots
     default_shards: int
     max_body_bytes: int
     timeout: float

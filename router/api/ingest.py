@@ -12,7 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.ingest.jobs import Job, State
+from cluster.ingest.jobs import IngestJob, check_free
+from cluster.jobs import State
 from router.api import wire
 from router.api.exchange import Context, answer, read_body
 from shard.errors import InvalidInput, NotFound
@@ -20,7 +21,7 @@ from shard.errors import InvalidInput, NotFound
 routes = APIRouter(prefix="/collections/{name}/ingest", tags=["Ingest"])
 
 _start = wire.Decoder(wire.StartIngest)
-_HIDDEN = ("chunk_bytes", "cleaned", "cancel", "fingerprint")
+_HIDDEN = ("becomes", "chunk_bytes", "cleaned", "cancel", "fingerprint")
 
 
 @routes.post(
@@ -35,7 +36,7 @@ async def start(request: Request, name: str) -> Response:
     body = _start(await read_body(request))
     _check_source(body.source)
     collection = await context.directory.find_fresh(name)
-    job = Job(
+    job = IngestJob(
         id=uuid4().hex,
         collection_id=collection.id,
         collection=name,
@@ -46,7 +47,7 @@ async def start(request: Request, name: str) -> Response:
         created=time.time(),
         again=body.again,
     )
-    await asyncio.to_thread(context.jobs.add, job)
+    await asyncio.to_thread(context.ingests.add, job, lambda jobs: check_free(jobs, collection.id))
     return answer(request, _shown(job))
 
 
@@ -55,7 +56,7 @@ async def list_jobs(request: Request, name: str) -> Response:
     """The collection's jobs, oldest first."""
     context = Context.of(request)
     collection = await context.directory.find_fresh(name)
-    jobs = await asyncio.to_thread(context.jobs.all)
+    jobs = await asyncio.to_thread(context.ingests.all)
     shown = [_shown(job) for job in jobs if job.collection_id == collection.id]
     return answer(request, {"jobs": shown})
 
@@ -72,17 +73,17 @@ async def cancel(request: Request, name: str, job_id: str) -> Response:
     context = Context.of(request)
     await _find(context, name, job_id)
 
-    def change(job: Job) -> Job:
+    def change(job: IngestJob) -> IngestJob:
         if job.state.is_over or job.state is State.COMMITTING:
             raise InvalidInput(f"ingest job {job_id} is {job.state} and cannot be cancelled")
         return msgspec.structs.replace(job, cancel=True)
 
-    return answer(request, _shown(await asyncio.to_thread(context.jobs.change, job_id, change)))
+    return answer(request, _shown(await asyncio.to_thread(context.ingests.change, job_id, change)))
 
 
-async def _find(context: Context, name: str, job_id: str) -> Job:
+async def _find(context: Context, name: str, job_id: str) -> IngestJob:
     collection = await context.directory.find_fresh(name)
-    job = await asyncio.to_thread(context.jobs.get, job_id)
+    job = await asyncio.to_thread(context.ingests.get, job_id)
     if job.collection_id != collection.id:
         raise NotFound(f"Ingest job `{job_id}` doesn't exist!")
     return job
@@ -95,7 +96,7 @@ def _check_source(source: str) -> None:
         raise InvalidInput(f"source {source!r:.200}: expected an absolute path or s3://")
 
 
-def _shown(job: Job) -> dict[str, Any]:
+def _shown(job: IngestJob) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(job)
     for field in _HIDDEN:
         del shown[field]

@@ -227,6 +227,24 @@ class StartIngest(Body):
     ] = False
 
 
+class StartExport(Body):
+    destination: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4_096,
+            description="`s3://BUCKET/PREFIX`, or a directory that every shard server sees; empty.",
+        ),
+    ]
+
+
+class RecoverSnapshot(Body):
+    location: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    priority: Literal["no_sync", "snapshot", "replica"] | None = None
+    checksum: str | None = None
+    api_key: str | None = None
+
+
 # Points
 
 
@@ -494,6 +512,30 @@ class IngestJob(Struct, kw_only=True):
 
 class IngestJobs(Struct):
     jobs: list[IngestJob]
+
+
+class ExportJob(Struct, kw_only=True):
+    id: str
+    collection_id: str
+    collection: str
+    destination: str
+    created: float
+    state: Literal["queued", "exporting", "done", "failed", "cancelled"]
+    rows: int
+    error: str
+    started: float
+    finished: float
+
+
+class ExportJobs(Struct):
+    jobs: list[ExportJob]
+
+
+class SnapshotDescription(Struct, forbid_unknown_fields=True):
+    name: str
+    creation_time: str | None
+    size: int
+    checksum: str | None
 
 
 class UpdateResult(Struct, forbid_unknown_fields=True):

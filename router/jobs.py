@@ -1,10 +1,11 @@
-"""``shoal ingest``: start a bulk load through the API, and watch it."""
+"""``shoal ingest`` and ``shoal export``: start a job through the API, and watch it."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -24,27 +25,28 @@ GIVE_UP_SECONDS = 120.0
 _OVER = ("done", "failed", "cancelled")
 
 
-def run(url: str, collection: str, body: dict[str, Any], *, watch: bool) -> bool:
-    """Start the job that ``body`` describes; whether it has gone well so far.
+def run(url: str, collection: str, kind: str, body: dict[str, Any], *, watch: bool) -> bool:
+    """Start the job, an ``ingest`` or ``export``, of ``body``; whether it has gone well so far.
 
     Raises InvalidInput where the service refuses it, and Unavailable.
     """
     console = Console()
-    source = body["source"]
-    if "://" not in source:
-        body = {**body, "source": str(Path(source).absolute())}
+    for place in ("source", "destination"):
+        if place in body and "://" not in body[place]:
+            body = {**body, place: str(Path(body[place]).absolute())}
+    where = f"/collections/{quote(collection, safe='')}/{kind}"
     with httpx.Client(base_url=url, timeout=60) as client:
-        job = _call(client, "POST", f"/collections/{collection}/ingest", body)
+        job = _call(client, "POST", where, body)
         console.print(f"Job {job['id']}", highlight=False)
         if not watch:
             return True
-        job = _watch(client, collection, job, console)
+        job = _watch(client, where, job, console)
     console.print(_told(job), highlight=False, soft_wrap=True)
     return bool(job["state"] == "done")
 
 
 def _watch(
-    client: httpx.Client, collection: str, job: dict[str, Any], console: Console
+    client: httpx.Client, where: str, job: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     columns = (
         TextColumn("{task.description:>10}"),
@@ -60,7 +62,7 @@ def _watch(
         while job["state"] not in _OVER:
             time.sleep(LOOK_SECONDS)
             try:
-                job = _call(client, "GET", f"/collections/{collection}/ingest/{job['id']}")
+                job = _call(client, "GET", f"{where}/{job['id']}")
                 reached = time.monotonic()
             except Unavailable:
                 # The job goes on without the router.
@@ -68,12 +70,13 @@ def _watch(
                     raise
                 continue
             took = time.time() - (job["started"] or time.time())
-            rate = f"{job['rows_read'] / took:,.0f} rows/s" if took > 1 else ""
+            rows = job["rows_read"] if "rows_read" in job else job["rows"]
+            rate = f"{rows / took:,.0f} rows/s" if took > 1 else ""
             progress.update(
                 task,
                 description=job["state"],
-                completed=job["rows_read"],
-                total=job["rows_total"] or None,
+                completed=rows,
+                total=job.get("rows_total") or None,
                 rate=rate,
             )
     return job
@@ -82,20 +85,21 @@ def _watch(
 def _told(job: dict[str, Any]) -> str:
     lines = []
     match job["state"]:
-        case "done" if job["same_as"]:
+        case "done" if job.get("same_as"):
             lines.append(f"Job {job['same_as']} has loaded these files already: nothing to do.")
         case "done":
             took = job["finished"] - job["started"]
-            lines.append(f"{job['rows_loaded']:,} rows in {took:,.1f} s.")
+            rows = job["rows_loaded"] if "rows_loaded" in job else job["rows"]
+            lines.append(f"{rows:,} rows in {took:,.1f} s.")
         case state:
             lines.append(f"The job {'has failed' if state == 'failed' else 'is cancelled'}.")
     if job["error"] and job["state"] != "done":
         lines.append(job["error"])
-    if job["bad_rows"]:
+    if job.get("bad_rows"):
         lines.append(f"{job['bad_rows']:,} bad rows, of which the first:")
         lines += [f"  {one['file']}, row {one['row']}: {one['reason']}" for one in job["bad"]]
         lines.append(f"All of them are in the object store under ingest/{job['id']}/rejects/.")
-    if job["ignored_columns"]:
+    if job.get("ignored_columns"):
         lines.append(f"Columns passed over: {', '.join(job['ignored_columns'])}")
     return "\n".join(lines)
 

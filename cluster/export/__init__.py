@@ -1,0 +1,1 @@
+"""Collections as Parquet files: exports and snapshots."""

@@ -1,0 +1,115 @@
+"""What an export does in parallel: a shard's points into Parquet files, as ingest reads them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.catalog import Collection
+from cluster.export.jobs import ExportedFile
+from shard.model import Points, decode_ids
+from shard.objects import open_object_store
+from shard.recovery import read_points
+from shard.scheduling import leave_cores_to_others
+
+FILE_BYTES = 256 << 20
+"""Raw vectors in a file, about."""
+ROW_GROUP_BYTES = 16 << 20
+
+
+class ExportWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What every task is told."""
+
+    data: str
+    scratch: str
+    collection: Collection
+    destination: str
+    prefix: str
+
+
+def export(work: ExportWork, shard: int) -> list[ExportedFile]:
+    """Write the files of one shard. Those of an earlier attempt are replaced or deleted."""
+    leave_cores_to_others()
+    Path(work.scratch).mkdir(parents=True, exist_ok=True)
+    destination = open_object_store(work.destination)
+    config = work.collection.config
+    exported: list[ExportedFile] = []
+    with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
+        segments = Path(folder) / "segments"
+        segments.mkdir()
+        points = read_points(
+            open_object_store(work.data),
+            f"{work.collection.prefix}/shard-{shard:04d}",
+            config,
+            segments,
+        )
+        for part, (path, rows) in enumerate(_files(points, config.dimension, Path(folder))):
+            name = f"shard-{shard:04d}-{part:06d}.parquet"
+            destination.put_file(f"{work.prefix}{name}", path)
+            exported.append(ExportedFile(name, path.stat().st_size, rows))
+            path.unlink()
+    named = {f"{work.prefix}{file.name}" for file in exported}
+    for key in destination.list(f"{work.prefix}shard-{shard:04d}-"):
+        if key not in named:
+            destination.delete(key)
+    return exported
+
+
+def _files(points: Iterator[Points], dimension: int, folder: Path) -> Iterator[tuple[Path, int]]:
+    """Parquet files in ``folder`` and how many rows each has; the next is made after it is used."""
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+            pa.field("payload", pa.string()),
+        ]
+    )
+    per_group = max(1, ROW_GROUP_BYTES // (4 * dimension))
+    most = max(per_group, FILE_BYTES // (4 * dimension))
+    groups = _groups((_table(some, schema) for some in points), per_group)
+    group = next(groups, None)
+    while group is not None:
+        path, rows = folder / "part.parquet", 0
+        # Vectors do not compress, and a dictionary of them is of no use.
+        with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+            while group is not None and (not rows or rows + group.num_rows <= most):
+                writer.write_table(group)
+                rows += group.num_rows
+                group = next(groups, None)
+        yield path, rows
+
+
+def _groups(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows``, and a last one."""
+    gathered: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        while table.num_rows:
+            some = table.slice(0, rows - count)
+            table = table.slice(some.num_rows)
+            gathered.append(some)
+            count += some.num_rows
+            if count == rows:
+                yield pa.concat_tables(gathered)
+                gathered, count = [], 0
+    if gathered:
+        yield pa.concat_tables(gathered)
+
+
+def _table(points: Points, schema: pa.Schema) -> pa.Table:
+    assert points.vectors is not None and points.payloads is not None
+    dimension = points.vectors.shape[1]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(points.vectors.reshape(-1)), dimension)
+    return pa.table(
+        [
+            pa.array([str(one) for one in decode_ids(points.keys)]),
+            vectors,
+            pa.array([one.decode() or None for one in points.payloads], pa.string()),
+        ],
+        schema=schema,
+    )

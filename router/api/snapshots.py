@@ -1,0 +1,210 @@
+"""Snapshots of a collection, as Qdrant's clients make, fetch and recover them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+import msgspec
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from cluster.catalog import HIDDEN, Collection
+from cluster.export.jobs import ExportJob, Summary
+from cluster.ingest.jobs import IngestJob
+from cluster.jobs import Job, Jobs, State
+from cluster.snapshots import archive_bytes, new_name
+from router.api import wire
+from router.api.collections import CREATE_SECONDS, check_name, wait_until_answering
+from router.api.exchange import Context, answer, read_body
+from shard.errors import InvalidInput, NotFound
+
+routes = APIRouter(prefix="/collections/{name}/snapshots", tags=["Snapshots"])
+
+_recover = wire.Decoder(wire.RecoverSnapshot)
+_LOOK_SECONDS = 0.25
+_WAIT_SECONDS = 3_600.0
+"""How long a request waits for a job; the job goes on."""
+_CHUNK_BYTES = 256 << 20
+
+J = TypeVar("J", bound=Job)
+
+
+@routes.post("", responses=wire.answers(wire.SnapshotDescription), summary="Create a snapshot")
+async def create(request: Request, name: str, wait: bool = True) -> Response:
+    """Copy every point into the object store, apart from the collection and what becomes of it."""
+    context = Context.of(request)
+    collection = await context.directory.find_fresh(name)
+    snapshot = new_name()
+    job = ExportJob(
+        id=uuid4().hex,
+        collection_id=collection.id,
+        collection=name,
+        created=time.time(),
+        destination=context.snapshots.url,
+        prefix=context.snapshots.prefix(name, snapshot),
+    )
+    await asyncio.to_thread(context.exports.add, job)
+    if not wait:
+        return _accepted(request)
+    job = await _end_of(context.exports, job)
+    summary = await asyncio.to_thread(context.snapshots.get, name, snapshot)
+    return answer(request, _described(summary))
+
+
+@routes.get("", responses=wire.answers(list[wire.SnapshotDescription]), summary="List snapshots")
+async def list_snapshots(request: Request, name: str) -> Response:
+    """The collection's snapshots, oldest first. They stay when the collection is deleted."""
+    context = Context.of(request)
+    summaries = await asyncio.to_thread(context.snapshots.all, name)
+    if not summaries:
+        await context.directory.find_fresh(name)
+    return answer(request, [_described(summary) for summary in summaries])
+
+
+@routes.get("/{snapshot}", summary="Download a snapshot")
+async def download(request: Request, name: str, snapshot: str) -> Response:
+    """A tar file of Parquet files and of ``export.json``, which tells what they are."""
+    context = Context.of(request)
+    size, content = await asyncio.to_thread(context.snapshots.archive, name, snapshot)
+    headers = {
+        "Content-Length": str(size),
+        "Content-Disposition": f'attachment; filename="{snapshot}"',
+    }
+    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
+
+
+@routes.delete("/{snapshot}", responses=wire.answers(bool), summary="Delete a snapshot")
+async def delete(request: Request, name: str, snapshot: str) -> Response:
+    """Delete a snapshot with all its files."""
+    await asyncio.to_thread(Context.of(request).snapshots.delete, name, snapshot)
+    return answer(request, True)
+
+
+@routes.put(
+    "/recover",
+    openapi_extra=wire.body(_recover),
+    responses=wire.answers(bool),
+    summary="Recover from a snapshot",
+)
+async def recover(request: Request, name: str, wait: bool = True) -> Response:
+    """Put what is in a snapshot in the place of the collection, which is made if need be.
+
+    Until it is all there the collection stays as it was. One that exists keeps its number of
+    shards. The snapshot is one of this service's, by its URL, or a file that this router sees.
+    """
+    context = Context.of(request)
+    check_name(name)
+    body = _recover(await read_body(request))
+    owner, snapshot = await _locate(request, name, body.location)
+    summary = await asyncio.to_thread(context.snapshots.get, owner, snapshot)
+    if body.checksum:
+        _, content = await asyncio.to_thread(context.snapshots.archive, owner, snapshot)
+        found = await asyncio.to_thread(_sha256, content)
+        if found != body.checksum.lower():
+            raise InvalidInput(f"checksum: expected {body.checksum}, the snapshot has {found}")
+    try:
+        shard_count = (await context.directory.find_fresh(name)).shard_count
+    except NotFound:
+        shard_count = summary.collection.shard_count
+    collection_id = uuid4().hex
+    # Unseen until it is whole, and then under the name.
+    collection = Collection(
+        id=collection_id,
+        name=f"{HIDDEN}{collection_id}",
+        shard_count=shard_count,
+        config=msgspec.structs.replace(
+            summary.collection.config, share=1 / shard_count, imports=()
+        ),
+        settings=summary.collection.settings,
+    )
+    catalog = context.directory.catalog
+    await asyncio.to_thread(catalog.create, collection)
+    if not summary.rows:
+        await asyncio.to_thread(catalog.rename, collection_id, name)
+    else:
+        job = IngestJob(
+            id=uuid4().hex,
+            collection_id=collection_id,
+            collection=collection.name,
+            created=time.time(),
+            source=context.snapshots.source(owner, snapshot),
+            chunk_bytes=_CHUNK_BYTES,
+            becomes=name,
+        )
+        await asyncio.to_thread(context.ingests.add, job)
+        if not wait:
+            return _accepted(request)
+        await _end_of(context.ingests, job)
+    renamed = await context.directory.find_fresh(name)
+    await wait_until_answering(context, renamed, CREATE_SECONDS)
+    return answer(request, True)
+
+
+async def _locate(request: Request, name: str, location: str) -> tuple[str, str]:
+    """The collection that a snapshot is of, and its name; a file is stored first."""
+    context = Context.of(request)
+    parts = urlsplit(location)
+    match parts.scheme:
+        case "file":
+            path = Path(unquote(parts.path))
+            return name, await asyncio.to_thread(_add, context, name, path)
+        case "http" | "https" if parts.netloc == request.headers.get("host"):
+            match [unquote(part) for part in parts.path.split("/")]:
+                case ["", "collections", owner, "snapshots", snapshot]:
+                    return owner, snapshot
+    raise InvalidInput(
+        f"location {location!r:.200}: expected file:///PATH or "
+        f"http://{request.headers.get('host')}/collections/COLLECTION/snapshots/SNAPSHOT"
+    )
+
+
+def _add(context: Context, name: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return context.snapshots.add(name, file)
+    except OSError as error:
+        raise InvalidInput(f"location: {error}") from error
+
+
+async def _end_of(jobs: Jobs[J], job: J) -> J:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not job.state.is_over:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"job {job.id} goes on")
+        await asyncio.sleep(_LOOK_SECONDS)
+        job = await asyncio.to_thread(jobs.get, job.id)
+    if job.state is not State.DONE:
+        raise InvalidInput(f"job {job.id} {job.state}: {job.error}")
+    return job
+
+
+def _sha256(content: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _described(summary: Summary) -> dict[str, Any]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(summary.created))
+    return {
+        "name": summary.name,
+        "creation_time": created,
+        "size": archive_bytes(summary),
+        "checksum": None,
+    }
+
+
+def _accepted(request: Request) -> Response:
+    body = {"status": "accepted", "time": time.perf_counter() - request.scope["started"]}
+    return Response(orjson.dumps(body), HTTPStatus.ACCEPTED, media_type="application/json")

@@ -1,0 +1,308 @@
+"""Exports and snapshots: what goes out comes in again, to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import UnexpectedResponse
+
+from cluster.catalog import Collection
+from cluster.export.jobs import ExportedFile, Summary
+from cluster.export.tasks import _files
+from cluster.ingest.jobs import Columns
+from cluster.ingest.rows import Parser
+from cluster.ingest.sources import Source
+from cluster.snapshots import Snapshots, archive_bytes
+from router.api.convert import encode_payloads
+from shard.errors import InvalidInput, NotFound
+from shard.model import Distance, PointId, Points, ShardConfig, encode_ids
+from shard.objects.local import LocalObjectStore
+from tests.shoal_process import ShoalProcess
+
+ids = st.integers(0, 2**64 - 1) | st.uuids()
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+payloads = st.none() | st.dictionaries(st.text(max_size=6), json_values, max_size=4)
+components = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None)
+@given(
+    st.data(),
+    st.integers(1, 5),
+    st.sampled_from([Distance.COSINE, Distance.EUCLID]),
+    st.lists(st.tuples(ids, payloads), max_size=12, unique_by=lambda one: one[0]),
+)
+def test_rows_come_back_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    dimension: int,
+    distance: Distance,
+    rows: list[tuple[PointId, dict[str, Any] | None]],
+) -> None:
+    folder = tmp_path_factory.mktemp("files")
+    config = ShardConfig(dimension=dimension, distance=distance)
+    row = st.lists(components, min_size=dimension, max_size=dimension)
+    given_vectors = [data.draw(row) for _ in rows]
+    vectors = config.prepare(np.array(given_vectors, np.float32).reshape(-1, dimension))
+    order = sorted(range(len(rows)), key=lambda one: encode_ids([rows[one][0]])[0])
+    points = Points(
+        encode_ids([rows[one][0] for one in order]),
+        encode_payloads([rows[one][1] for one in order], "{}"),
+        vectors[order],
+    )
+    found: list[tuple[bytes, bytes, bytes]] = []
+    for path, count in _files(iter([points]), dimension, folder):
+        source = Source(str(path))
+        (file,) = source.files()
+        before = len(found)
+        for part in source.ranges(0, file, 1):
+            for batch in source.read(file, part):
+                parser = Parser(Columns(), dimension, batch.columns.schema, file.name)
+                parsed = parser.parse(batch)
+                assert not parsed.bad and not parser.ignored
+                again = config.prepare(parsed.vectors)
+                found += [
+                    (bytes(key), payload, vector.tobytes())
+                    for key, payload, vector in zip(
+                        parsed.keys.tolist(), parsed.payloads, again, strict=True
+                    )
+                ]
+        assert len(found) - before == count
+    assert points.payloads is not None and points.vectors is not None
+    assert found == [
+        (key, payload, vector.tobytes())
+        for key, payload, vector in zip(
+            points.keys.tolist(), points.payloads, points.vectors, strict=True
+        )
+    ]
+
+
+def test_large_exports_are_parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.export.tasks.FILE_BYTES", 40_000)
+    monkeypatch.setattr("cluster.export.tasks.ROW_GROUP_BYTES", 16_000)
+    vectors = np.ones((5_000, 8), np.float32)
+    batches = [
+        Points(encode_ids(list(range(first, first + 500))), [b""] * 500, vectors[:500])
+        for first in range(0, 5_000, 500)
+    ]
+    counts = [count for _, count in _files(iter(batches), 8, tmp_path)]
+    assert counts == [1_000, 1_000, 1_000, 1_000, 1_000]
+    assert list(_files(iter([]), 8, tmp_path)) == []
+
+
+def snapshot_of(store: LocalObjectStore, snapshots: Snapshots) -> Summary:
+    config = ShardConfig(dimension=2, distance=Distance.DOT)
+    files = [ExportedFile("shard-0000-000000.parquet", 600, 3), ExportedFile("b.parquet", 512, 1)]
+    summary = Summary(
+        name="s.snapshot",
+        created=1_700_000_000.5,
+        collection=Collection(id="c" * 32, name="näme", shard_count=2, config=config),
+        files=files,
+    )
+    import msgspec
+
+    for file in files:
+        store.put(snapshots.prefix("näme", "s.snapshot") + file.name, b"x" * file.bytes)
+    encoded = msgspec.json.encode(summary)
+    store.put(snapshots.prefix("näme", "s.snapshot") + "export.json", encoded)
+    return summary
+
+
+def test_archives_are_tar_files_and_come_back(tmp_path: Path) -> None:
+    store = LocalObjectStore(tmp_path)
+    snapshots = Snapshots(store, str(tmp_path))
+    summary = snapshot_of(store, snapshots)
+    size, pieces = snapshots.archive("näme", "s.snapshot")
+    archive = b"".join(pieces)
+    assert len(archive) == size == archive_bytes(summary)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert tar.getnames() == ["export.json", "shard-0000-000000.parquet", "b.parquet"]
+    name = snapshots.add("other", io.BytesIO(archive))
+    assert snapshots.get("other", name).files == summary.files
+    assert [one.name for one in snapshots.all("other")] == [name]
+    for damaged in (b"", b"nonsense" * 200, archive[:2_000], archive[: size - 2_048]):
+        with pytest.raises(InvalidInput):
+            snapshots.add("damaged", io.BytesIO(damaged))
+    assert not list(store.list(snapshots.prefix("damaged", "x").rpartition("x")[0]))
+    snapshots.delete("näme", "s.snapshot")
+    for missing in ("s.snapshot", "../x", "no", ""):
+        with pytest.raises(NotFound):
+            snapshots.get("näme", missing)
+
+
+def test_an_archive_with_other_files_is_refused(tmp_path: Path) -> None:
+    snapshots = Snapshots(LocalObjectStore(tmp_path), str(tmp_path))
+    for name in ("../../evil.parquet", "/etc/passwd", "a/b.parquet", "x.py"):
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+        archive.seek(0)
+        with pytest.raises(InvalidInput, match="not a file of a snapshot"):
+            snapshots.add("c", archive)
+
+
+# Live
+
+
+@pytest.fixture(scope="module")
+def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShoalProcess]:
+    with ShoalProcess(tmp_path_factory.mktemp("export") / "data", "--shard-servers", "2") as one:
+        yield one
+
+
+@pytest.fixture
+def client(shoal: ShoalProcess) -> Iterator[QdrantClient]:
+    client = QdrantClient(url=shoal.url, timeout=120)
+    yield client
+    for one in client.get_collections().collections:
+        client.delete_collection(one.name)
+    client.close()
+
+
+def fill(client: QdrantClient, name: str, rows: int = 4_000) -> None:
+    client.create_collection(
+        name, models.VectorParams(size=12, distance=models.Distance.COSINE), shard_number=3
+    )
+    vectors = np.random.default_rng(1).normal(size=(rows, 12))
+    for first in range(0, rows, 1_000):
+        points = [
+            models.PointStruct(
+                id=str(UUID(int=row)) if row % 3 == 0 else 2**63 + row,
+                vector=vectors[row].tolist(),
+                payload=None if row % 5 == 0 else {"n": row, "null": None, "s": ["ü", {"x": 0.1}]},
+            )
+            for row in range(first, first + 1_000)
+        ]
+        client.upsert(name, points)
+    client.delete(name, [2**63 + 1, 2**63 + 2])
+
+
+def everything(client: QdrantClient, name: str) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    start: Any = None
+    while True:
+        records, start = client.scroll(name, limit=1_500, offset=start, with_vectors=True)
+        found += [(record.id, record.payload, record.vector) for record in records]
+        if start is None:
+            return found
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "router.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.cluster
+def test_an_export_is_ingested_as_the_same_collection(
+    shoal: ShoalProcess, client: QdrantClient, tmp_path: Path
+) -> None:
+    fill(client, "here")
+    place, options = str(tmp_path / "out"), ["--watch", "--url", shoal.url]
+    done = run("export", place, "--collection", "here", *options)
+    assert done.returncode == 0 and "3,998 rows in" in done.stdout, done
+    again = run("export", place, "--collection", "here", *options)
+    assert again.returncode == 1 and "expected an empty place" in again.stdout, again
+    assert run("export", place, "--collection", "no", *options).returncode == 1
+    client.create_collection(
+        "there", models.VectorParams(size=12, distance=models.Distance.COSINE), shard_number=5
+    )
+    done = run("ingest", place, "--collection", "there", *options)
+    assert done.returncode == 0 and "3,998 rows in" in done.stdout, done
+    assert everything(client, "there") == everything(client, "here")
+    where = f"{shoal.url}/collections/here/export"
+    assert [one["state"] for one in httpx.get(where).json()["result"]["jobs"]] == ["done", "failed"]
+    for body in ({}, {"destination": "relative"}, {"destination": "http://x/y"}):
+        assert httpx.post(where, json=body).status_code == 400
+    assert httpx.delete(f"{where}/{'0' * 32}").status_code == 404
+
+
+@pytest.mark.cluster
+def test_snapshots_by_the_official_client(
+    shoal: ShoalProcess, client: QdrantClient, tmp_path: Path
+) -> None:
+    fill(client, "one")
+    before = everything(client, "one")
+    made = client.create_snapshot("one", wait=True)
+    assert made is not None
+    assert [one.name for one in client.list_snapshots("one")] == [made.name]
+    url = f"{shoal.url}/collections/one/snapshots/{made.name}"
+    archive = httpx.get(url).content
+    assert len(archive) == made.size
+    (tmp_path / "a.snapshot").write_bytes(archive)
+
+    # Into the collection itself, which has gone on since.
+    client.delete("one", [2**63 + 4, 2**63 + 5])
+    client.upsert("one", [models.PointStruct(id=1, vector=[1.0] * 12)])
+    checksum = hashlib.sha256(archive).hexdigest()
+    with pytest.raises(UnexpectedResponse, match="checksum"):
+        client.recover_snapshot("one", url, checksum="0" * 64)
+    assert client.recover_snapshot("one", url, checksum=checksum)
+    assert everything(client, "one") == before
+
+    # Into one that is made by it, and one with other shards.
+    assert client.recover_snapshot("two", f"file://{tmp_path}/a.snapshot")
+    assert everything(client, "two") == before
+    client.create_collection(
+        "three", models.VectorParams(size=3, distance=models.Distance.DOT), shard_number=5
+    )
+    assert client.recover_snapshot("three", url)
+    assert everything(client, "three") == before
+    info = httpx.get(f"{shoal.url}/collections/three").json()["result"]
+    assert info["config"]["params"]["shard_number"] == 5
+    names = {one.name for one in client.get_collections().collections}
+    assert names == {"one", "two", "three"}
+    hit = client.query_points("three", before[7][2], limit=1).points[0]
+    assert str(hit.id) == str(before[7][0])
+
+    for location in ("http://elsewhere/collections/one/snapshots/x", "ftp://x", "file:///no/file"):
+        with pytest.raises(UnexpectedResponse, match="400"):
+            client.recover_snapshot("one", location)
+    with pytest.raises(UnexpectedResponse, match="404"):
+        client.recover_snapshot("one", f"{shoal.url}/collections/one/snapshots/none")
+    assert client.delete_snapshot("one", made.name)
+    assert client.list_snapshots("one") == []
+    with pytest.raises(UnexpectedResponse, match="404"):
+        client.delete_snapshot("one", made.name)
+    with pytest.raises(UnexpectedResponse, match="404"):
+        client.create_snapshot("nowhere")
+    assert everything(client, "one") == before
+
+
+@pytest.mark.cluster
+def test_an_empty_collection_and_not_waiting(shoal: ShoalProcess, client: QdrantClient) -> None:
+    client.create_collection(
+        "empty", models.VectorParams(size=3, distance=models.Distance.DOT), shard_number=2
+    )
+    answered = httpx.post(f"{shoal.url}/collections/empty/snapshots?wait=false")
+    assert (answered.status_code, answered.json()["status"]) == (202, "accepted")
+    deadline = time.monotonic() + 30
+    while not client.list_snapshots("empty"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (made,) = client.list_snapshots("empty")
+    client.upsert("empty", [models.PointStruct(id=1, vector=[1.0, 2.0, 3.0])])
+    assert client.recover_snapshot("empty", f"{shoal.url}/collections/empty/snapshots/{made.name}")
+    assert client.count("empty").count == 0
