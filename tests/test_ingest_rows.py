@@ -159,7 +159,7 @@ def test_payloads_of_columns_and_of_json(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "a.parquet")
     parsed = read(tmp_path)
-    assert payloads(parsed) == [{"a": [1, None]}]
+    assert payloads(parsed) == [{"a": [1, None], "b": None}]
     assert bad(parsed)[0][0] == 1 and bad(parsed)[0][1].startswith("metadata: ")
     table = pa.table(
         {

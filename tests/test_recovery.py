@@ -78,4 +78,4 @@ def test_a_missing_segment_is_told(shard: Shard, tmp_path: Path) -> None:
     (entry, *_) = shard.manifest().segments
     shard.store.delete(f"{PREFIX}/segment/{entry.id}/keys.npy")
     with pytest.raises(Corrupt):
-        read(shard, tmp_path / "scratch")
+        read(shard, tmp_path / "copies")

@@ -71,7 +71,19 @@ async def list_snapshots(request: Request, name: str) -> Response:
     return answer(request, [_described(summary) for summary in summaries])
 
 
-@routes.get("/{snapshot}", summary="Download a snapshot")
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    }
+}
+
+
+@routes.get(
+    "/{snapshot}",
+    responses=wire.answers(bool) | _FILE,
+    response_class=StreamingResponse,
+    summary="Download a snapshot",
+)
 async def download(request: Request, name: str, snapshot: str) -> Response:
     """A tar file of Parquet files and of ``export.json``, which tells what they are."""
     context = Context.of(request)
