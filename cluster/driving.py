@@ -143,6 +143,11 @@ class Driving(ABC, Generic[J]):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return max(1, int(resources.get("CPU", 1)))
 
+    def gpu_share(self) -> float:
+        """Of a GPU what each of `parallel` tasks gets, so that all of them run; 0 without one."""
+        gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+        return min(1.0, float(gpus) / self.parallel())
+
     def run_all(
         self,
         starts: Sequence[Callable[[], Any]],

@@ -148,7 +148,8 @@ class IngestDriving(Driving[IngestJob]):
         left = [chunk for chunk in range(len(plan.chunks)) if chunk not in found]
         segment_rows = max(plan.rows, default=0) // work.collection.shard_count
         indexed = segment_rows >= work.collection.config.flat_threshold
-        encode = ray.remote(tasks.encode).options(num_cpus=1, max_retries=-1)
+        share = self.gpu_share()
+        encode = ray.remote(tasks.encode).options(num_cpus=1, num_gpus=share, max_retries=-1)
         starts: list[Callable[[], Any]] = [
             partial(encode.remote, work, chunk, plan.chunks[chunk], indexed) for chunk in left
         ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from shard.index import gpu
 from shard.model import Distance, Rows, Vectors
 
 ITERATIONS = 8
@@ -40,7 +41,12 @@ def train(sample: Vectors, lists: int, distance: Distance, seed: int) -> Vectors
 
 
 def assign(vectors: Vectors, centroids: Vectors, distance: Distance) -> Rows:
-    """Of each of ``vectors`` (n, d) the row of the nearest of ``centroids`` (m, d)."""
+    """Of each of ``vectors`` (n, d) the row of the nearest of ``centroids`` (m, d).
+
+    On the GPU where there is one; of two that are as near it may pick the other one.
+    """
+    if gpu.is_there():
+        return gpu.nearest(vectors, centroids, inner_product=distance.higher_is_nearer)
     nearest = np.empty(len(vectors), np.int64)
     columns = np.ascontiguousarray(centroids.T)
     # |x - c|^2 is least where x.c - |c|^2 / 2 is highest.
