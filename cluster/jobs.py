@@ -43,6 +43,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     """32 hexadecimal digits."""
+    number: int = 0
+    """Above that of every job of this sort before it; given by `Jobs.add`."""
     collection_id: str
     collection: str
     """Its name when the job was made."""
@@ -80,18 +82,24 @@ class Jobs(Generic[J]):
         """Raises NotFound."""
         return _find(self.all(), job_id)
 
-    def add(self, job: J, check: Callable[[list[J]], None] = lambda jobs: None) -> None:
-        """Raises what ``check`` raises at the jobs there are. May be called again for a job."""
+    def add(self, job: J, check: Callable[[list[J]], None] = lambda jobs: None) -> J:
+        """The job with its number. May be called again for a job.
+
+        Raises what ``check`` raises at the jobs there are.
+        """
 
         def add(jobs: list[J]) -> list[J]:
             if any(other.id == job.id for other in jobs):
                 return jobs
             check(jobs)
-            over = [one.id for one in jobs if one.state.is_over and one.cleaned]
+            # The last one stays: the next one's number follows from it.
+            over = [one.id for one in jobs[:-1] if one.state.is_over and one.cleaned]
             forgotten = set(over[: max(0, len(over) - KEPT)])
-            return [*(one for one in jobs if one.id not in forgotten), job]
+            number = jobs[-1].number + 1 if jobs else 1
+            numbered = msgspec.structs.replace(job, number=number)
+            return [*(one for one in jobs if one.id not in forgotten), numbered]
 
-        self._update(add)
+        return _find(self._update(add), job.id)
 
     def change(self, job_id: str, change: Callable[[J], J]) -> J:
         """Replace the job by what ``change`` makes of it, and return that. Raises NotFound."""

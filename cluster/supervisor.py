@@ -247,7 +247,9 @@ class _Reconciliation:
         desired: dict[str, dict[ShardId, ShardConfig]] = defaultdict(dict)
         for collection in self._collections.values():
             config = msgspec.structs.replace(
-                collection.config, imports=imports_of(self._ingests, collection.id)
+                collection.config,
+                imports=imports_of(self._ingests, collection.id),
+                imports_known=self._ingests[-1].number if self._ingests else 0,
             )
             for number, name in enumerate(self._placements.get(collection.id, [])):
                 shard_id = (collection.id, number)

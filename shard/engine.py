@@ -317,8 +317,7 @@ class ShardEngine:
             try:
                 if not orphans:
                     named = {one.segment_id for one in self._state.view.layers if one.segment_id}
-                    jobs = {one.job for one in self._config.imports}
-                    self._segments.delete_orphans(self._epoch, named, jobs)
+                    self._segments.delete_orphans(self._epoch, named, self._config.is_over)
                     orphans = True
                 if self._is_due():
                     self._flush()
@@ -467,15 +466,15 @@ class ShardEngine:
 
     def _follow_imports(self) -> None:
         """Do what is due for the bulk loads under way, and forget those that are over."""
-        imports = self._config.imports
-        over = (self._awaited.keys() | self._taken_in) - {one.job for one in imports}
+        config = self._config
+        over = {job for job in self._awaited.keys() | self._taken_in if config.is_over(job)}
         if over:
             with self._manifesting:
                 for job in over:
                     self._awaited.pop(job, None)
                     self._taken_in.discard(job)
                 self._uncommitted = True
-        for one in imports:
+        for one in config.imports:
             if one.job in self._taken_in:
                 continue
             if one.job not in self._awaited:

@@ -95,6 +95,7 @@ class Import(msgspec.Struct, frozen=True):
     """A bulk load that concerns a shard, which is to be ready for it and then take it in."""
 
     job: str
+    """The job's number, which is higher than that of any before it, "-", and what else names it."""
     ready: bool
     """Whether the job's segments are there, and all shards are to take theirs in."""
 
@@ -111,7 +112,14 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     share: float = 1.0
     """Of the collection's rows, about: what of the nearest points to a query may be here."""
     imports: tuple[Import, ...] = ()
-    """Bulk loads that are under way; what the shard remembers of any other is over."""
+    """Bulk loads that are under way."""
+    imports_known: int = 0
+    """Any other bulk load whose number is not above this one is over."""
+
+    def is_over(self, job: str) -> bool:
+        """Whether the bulk load is known to need nothing more of the shard."""
+        number = int(job.partition("-")[0])
+        return number <= self.imports_known and all(one.job != job for one in self.imports)
 
     def prepare(self, vectors: Vectors) -> Vectors:
         """Vectors as they are stored and searched: scaled to unit length for cosine.

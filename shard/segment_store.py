@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,12 +69,12 @@ class SegmentStore:
             self._store.delete(key)
 
     def delete_orphans(
-        self, before_epoch: int, named: AbstractSet[str], jobs: AbstractSet[str]
+        self, before_epoch: int, named: AbstractSet[str], is_over: Callable[[str], bool]
     ) -> None:
         """Delete what writers before ``before_epoch`` stored, except the segments ``named``.
 
         To be called once that epoch has claimed the manifest: those writers can name nothing more.
-        What bulk loads have stored stays for those of ``jobs``, which are not over.
+        What bulk loads have stored stays as long as they are not known to be over.
         """
         for key in self._store.list(self._prefix):
             segment_id = key.removeprefix(self._prefix).partition("/")[0]
@@ -81,11 +82,7 @@ class SegmentStore:
                 continue
             job = job_of(segment_id)
             epoch = segment_id.partition("-")[0]
-            if (
-                job not in jobs
-                if job is not None
-                else epoch.isdecimal() and int(epoch) < before_epoch
-            ):
+            if is_over(job) if job is not None else epoch.isdecimal() and int(epoch) < before_epoch:
                 self._store.delete(key)
 
     def _get(self, segment_id: str, name: str) -> None:

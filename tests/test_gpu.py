@@ -30,10 +30,8 @@ def test_assignment_agrees(distance: Distance, monkeypatch: pytest.MonkeyPatch) 
 def test_an_index_finds_as_much(distance: Distance, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(500, 64))
-    vectors = centres[generator.integers(500, size=40_000)] + generator.normal(
-        scale=0.3, size=(40_000, 64)
-    )
-    vectors = vectors.astype(np.float32)
+    near = centres[generator.integers(500, size=40_000)]
+    vectors = (near + generator.normal(scale=0.3, size=near.shape)).astype(np.float32)
     queries = vectors[::100]
     exact = faiss.IndexFlat(
         64, faiss.METRIC_INNER_PRODUCT if distance.higher_is_nearer else faiss.METRIC_L2

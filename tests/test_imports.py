@@ -36,7 +36,7 @@ from tests.faulty_store import Crash, FaultyStore
 PREFIX = "collections/c/shard-0000"
 DIMENSION = 8
 CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID)
-JOB = "0123abcd"
+JOB = "0000000007-0123abcd"
 Model = dict[int, bytes]
 
 
@@ -92,7 +92,7 @@ class Shard:
             self.engine.close()
 
     def follow(self, *imports: Import) -> None:
-        self.config = msgspec.structs.replace(self.config, imports=imports)
+        self.config = msgspec.structs.replace(self.config, imports=imports, imports_known=7)
         assert self.engine is not None
         self.engine.reconfigure(self.config)
 
@@ -209,13 +209,19 @@ def test_what_a_job_that_is_over_has_left_goes_when_the_shard_is_opened(
     def segments() -> set[str]:
         return {key.split("/")[4] for key in shard.store.list(f"{PREFIX}/segment/")}
 
-    shard.config = msgspec.structs.replace(CONFIG, imports=(Import(JOB, ready=False),))
+    # Not known yet, under way, and over; what is known may be older at times.
+    for known, under_way, awaited in ((6, (), False), (7, (JOB,), True), (6, (), True)):
+        imports = tuple(Import(job, ready=False) for job in under_way)
+        shard.config = msgspec.structs.replace(CONFIG, imports=imports, imports_known=known)
+        shard.reopen()
+        shard.write(upsert([known], "x"))
+        assert shard.engine is not None
+        shard.engine.snapshot()
+        wait_until(lambda awaited=awaited: (JOB in shard.manifest().awaited) == awaited)  # type: ignore[misc]
+        assert mine.id in segments()
+    shard.config = msgspec.structs.replace(CONFIG, imports_known=7)
     shard.reopen()
-    wait_until(lambda: JOB in shard.manifest().awaited)
-    assert segments() == {mine.id}
-    shard.config = CONFIG
-    shard.reopen()
-    wait_until(lambda: not segments())
+    wait_until(lambda: mine.id not in segments() and not shard.manifest().awaited)
 
 
 def test_a_job_erases_what_it_stored(shard: Shard, tmp_path: Path) -> None:

@@ -137,11 +137,7 @@ def words(client: QdrantClient, collection: str) -> dict[int, str]:
 def left_over(store: ObjectStore, job: dict[str, Any]) -> list[str]:
     """What is still stored of a job but its rejects."""
     keys = [key for key in store.list(f"ingest/{job['id']}/") if "/rejects/" not in key]
-    keys += [
-        key
-        for key in store.list(f"collections/{job['collection_id']}/")
-        if f"import.{job['id']}." in key or f"/import/{job['id']}" in key
-    ]
+    keys += [key for key in store.list(f"collections/{job['collection_id']}/") if job["id"] in key]
     return keys
 
 

@@ -220,10 +220,10 @@ class IngestDriving(Driving[IngestJob]):
         return [found[shard] for shard in sorted(found)]
 
     def _is_awaited(self, manifest: Manifest) -> bool:
-        return self.job_id in manifest.awaited
+        return self.job.key in manifest.awaited
 
     def _is_taken_in(self, manifest: Manifest) -> bool:
-        return self.job_id in manifest.taken_in
+        return self.job.key in manifest.taken_in
 
     def _wait_for_shards(
         self, collection: Collection, condition: Callable[[Manifest], bool]
@@ -264,7 +264,7 @@ class IngestDriving(Driving[IngestJob]):
             for shard in range(collection.shard_count if collection else 0):
                 assert collection is not None
                 imports = Imports(self.store, shard_prefix(collection, shard))
-                erased += imports.erase(self.job_id, segments=not taken_in)
+                erased += imports.erase(self.job.key, segments=not taken_in)
             if not erased or taken_in:
                 break
             sleep(CLEAN_SECONDS)

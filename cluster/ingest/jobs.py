@@ -52,6 +52,11 @@ class IngestJob(Job, frozen=True, kw_only=True):
     same_as: str = ""
     """The job that has loaded the same before; this one had nothing to do."""
 
+    @property
+    def key(self) -> str:
+        """How shards call it: see `shard.model.Import`."""
+        return f"{self.number:010d}-{self.id}"
+
 
 def ingest_jobs(store: ObjectStore) -> Jobs[IngestJob]:
     return Jobs(store, "cluster/ingest", IngestJob)
@@ -67,7 +72,7 @@ def check_free(jobs: list[IngestJob], collection_id: str) -> None:
 def imports_of(jobs: list[IngestJob], collection_id: str) -> tuple[Import, ...]:
     """What a shard of the collection is to follow."""
     return tuple(
-        Import(job.id, ready=job.state is State.COMMITTING)
+        Import(job.key, ready=job.state is State.COMMITTING)
         for job in jobs
         if job.collection_id == collection_id
         and not job.state.is_over

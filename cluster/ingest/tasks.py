@@ -170,7 +170,7 @@ def _encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encod
                 return None
             store.put(files.origin(chunk, shard), rows.origin[own].tobytes())
             return _imports(store, work.collection, shard).write_segment(
-                imported_id(work.job.id, chunk),
+                imported_id(work.job.key, chunk),
                 rows.batches(own),
                 len(own),
                 config,
@@ -224,7 +224,7 @@ def resolve(work: Work, shard: int, segments: list[SegmentEntry | None]) -> Reso
             alive[dead] = False
             entry = msgspec.structs.replace(entry, dead=pack_dead(alive))
         listed.append(entry)
-    imports.put_list(work.job.id, listed)
+    imports.put_list(work.job.key, listed)
     _reject(files, f"shard-{shard:04d}", rejects)
     outcome = Resolved(
         rows=int(starts[-1]) - len(doubled), bad=len(rejects), samples=rejects[:SAMPLES]
@@ -345,7 +345,7 @@ def _reject(files: JobFiles, part: str, rejects: list[BadRow]) -> None:
 def _stored_keys(
     store: ObjectStore, collection: Collection, shard: int, job: IngestJob, chunk: int
 ) -> Keys:
-    segment = imported_id(job.id, chunk)
+    segment = imported_id(job.key, chunk)
     data = store.get(f"{shard_prefix(collection, shard)}/segment/{segment}/keys.npy")
     keys: Keys = np.load(io.BytesIO(data))
     return keys

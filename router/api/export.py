@@ -20,7 +20,7 @@ from shard.errors import InvalidInput, NotFound
 routes = APIRouter(prefix="/collections/{name}/export", tags=["Export"])
 
 _start = wire.Decoder(wire.StartExport)
-_HIDDEN = ("cancel", "cleaned", "prefix")
+_HIDDEN = ("cancel", "cleaned", "prefix", "number")
 
 
 @routes.post(

@@ -21,7 +21,7 @@ from shard.errors import InvalidInput, NotFound
 routes = APIRouter(prefix="/collections/{name}/ingest", tags=["Ingest"])
 
 _start = wire.Decoder(wire.StartIngest)
-_HIDDEN = ("becomes", "chunk_bytes", "cleaned", "cancel", "fingerprint")
+_HIDDEN = ("becomes", "chunk_bytes", "cleaned", "cancel", "fingerprint", "number")
 
 
 @routes.post(
