@@ -106,6 +106,20 @@ class Fanout:
         )
         return max(sequence for _, sequence in sequences)
 
+    async def delete_matching(
+        self, collection: Collection, filter: bytes, *, wait: bool, timeout: float
+    ) -> int:
+        """Delete the points that ``filter`` lets through, as `write` does."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.delete_matching(
+                collection.id, shards, filter, wait=wait, timeout=left
+            ),
+            timeout,
+        )
+        return max(sequence for _, sequence in answers)
+
     async def search(
         self, collection: Collection, queries: Vectors, params: SearchParams, *, timeout: float
     ) -> Hits:
@@ -171,9 +185,13 @@ class Fanout:
         *,
         with_payload: bool,
         with_vector: bool,
+        filter: bytes = b"",
         timeout: float,
     ) -> Points:
-        """The first ``limit`` points from key ``start`` on, ascending; ``b""`` is the beginning."""
+        """The first ``limit`` points from key ``start`` on, ascending; ``b""`` is the beginning.
+
+        Of those that ``filter`` lets through; ``b""``: all.
+        """
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -185,18 +203,21 @@ class Fanout:
                 with_payload=with_payload,
                 with_vector=with_vector,
                 dimension=collection.config.dimension,
+                filter=filter,
                 timeout=left,
             ),
             timeout,
         )
         return merge_ascending([points for _, points in answers], limit)
 
-    async def count(self, collection: Collection, *, timeout: float) -> int:
-        """How many points there are."""
+    async def count(self, collection: Collection, *, filter: bytes = b"", timeout: float) -> int:
+        """How many points ``filter`` lets through; ``b""``: all."""
         answers = await self._ask(
             collection,
             range(collection.shard_count),
-            lambda client, shards, left: client.count(collection.id, shards, timeout=left),
+            lambda client, shards, left: client.count(
+                collection.id, shards, filter=filter, timeout=left
+            ),
             timeout,
         )
         return sum(count for _, count in answers)

@@ -177,15 +177,28 @@ class ShardEngine:
         """The points that exist of ``keys``, in that order."""
         return self._state.retrieve(keys, with_payload=with_payload, with_vector=with_vector)
 
-    def scroll(self, start: bytes, limit: int, *, with_payload: bool, with_vector: bool) -> Points:
-        """Up to ``limit`` points with keys from ``start`` on, in key order."""
+    def scroll(
+        self,
+        start: bytes,
+        limit: int,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        filter: bytes = b"",
+    ) -> Points:
+        """Up to ``limit`` points with keys from ``start`` on, in key order, that ``filter`` lets
+        through; ``b""``: all."""
         return self._state.view.scroll(
-            start, limit, with_payload=with_payload, with_vector=with_vector
+            start, limit, with_payload=with_payload, with_vector=with_vector, filter=filter
         )
 
-    def count(self) -> int:
-        """How many points there are."""
-        return self._state.view.count()
+    def count(self, filter: bytes = b"") -> int:
+        """How many points ``filter`` lets through; ``b""``: all."""
+        return self._state.view.count(filter)
+
+    def matching_keys(self, filter: bytes) -> Keys:
+        """Keys of the points that ``filter`` lets through."""
+        return self._state.view.matching_keys(filter)
 
     def info(self) -> ShardInfo:
         """What the shard holds and is doing."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard.index.exact import scan
+from shard.matching import Matching
 from shard.model import KEY_DTYPE, Distance, Keys, Mask, Rows, Scores, Vectors
 
 _FIRST_CAPACITY = 256
@@ -85,6 +86,7 @@ class MemtableRows:
         self._payloads = payloads
         self.keys = keys
         self.rows = len(keys)
+        self._matching = Matching()
 
     def find(self, keys: Keys) -> Rows:
         return self._memtable.find(keys)
@@ -101,6 +103,10 @@ class MemtableRows:
     ) -> tuple[Rows, Scores]:
         """The nearest rows, always by exact scan. Both (queries, limit)."""
         return scan(self._vectors, queries, limit, self._memtable.distance, alive)
+
+    def matching(self, filter: bytes) -> Mask:
+        """Rows that a filter, not empty, lets through, (rows,)."""
+        return self._matching.mask(filter, self.keys, lambda: self._payloads[: self.rows])
 
     def payloads(self, rows: Rows) -> list[bytes]:
         return [self._payloads[row] for row in rows.tolist()]

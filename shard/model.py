@@ -166,6 +166,8 @@ class SearchParams(msgspec.Struct, frozen=True, kw_only=True):
     nprobe: int | None = None
     oversampling: float | None = None
     score_threshold: float | None = None
+    filter: bytes = b""
+    """As `shard.filter.Filter.check` encodes it; ``b""``: every point."""
     with_payload: bool = False
     with_vector: bool = False
 

@@ -22,6 +22,7 @@ from shard.errors import Corrupt
 from shard.index.calibration import calibrate
 from shard.index.exact import rerank, scan
 from shard.index.ivfpq import IvfPqIndex
+from shard.matching import Matching
 from shard.model import (
     KEY_DTYPE,
     Calibration,
@@ -45,6 +46,8 @@ _SEED = 20_120_101
 _OVERSAMPLING = 16.0
 _SCAN_SHARE = 0.1
 """With candidates beyond this share of all rows a scan is as cheap as their rerank."""
+_FEW_ROWS = 5_000
+"""Up to so many live rows are compared one by one, however many are dead."""
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -80,6 +83,7 @@ class Segment:
         self._payload_ends = np.cumsum([len(batch) for batch in payloads])
         self._index = index
         self._distance = distance
+        self._matching = Matching()
 
     @classmethod
     def open(cls, directory: Path, config: ShardConfig) -> Segment:
@@ -136,13 +140,18 @@ class Segment:
         """The nearest rows and their exact scores, both (q, ``limit``), as of `exact.scan`.
 
         With an index, ``limit * oversampling`` candidates from ``nprobe`` lists are reranked by
-        their raw vectors. More lists are searched where these hold fewer than ``limit`` live rows.
+        their raw vectors. More lists are searched where these hold fewer than ``limit`` live rows;
+        where few rows are alive, these are compared one by one.
         """
         index = self._index
         count = max(limit, math.ceil(limit * (oversampling or _OVERSAMPLING)))
+        live = self.rows if alive is None else int(np.count_nonzero(alive))
+        if alive is not None and live <= min(_FEW_ROWS, self.rows // 4):
+            few = np.broadcast_to(np.flatnonzero(alive), (len(queries), live))
+            return rerank(self._vectors, queries, few, limit, self._distance)
         if exact or index is None or count >= _SCAN_SHARE * self.rows:
             return scan(self._vectors, queries, limit, self._distance, alive)
-        wanted = min(limit, self.rows if alive is None else int(np.count_nonzero(alive)))
+        wanted = min(limit, live)
         nprobe = nprobe or max(1, index.lists // 8)
         candidates = index.candidates(queries, count, nprobe, alive)
         while wanted and nprobe < index.lists and (candidates[:, wanted - 1] < 0).any():
@@ -155,6 +164,13 @@ class Segment:
         if self._index is None:
             return None
         return _calibrate(self._index, self._vectors, config)
+
+    def matching(self, filter: bytes) -> Mask:
+        """Rows that a filter, not empty, lets through, (rows,)."""
+        return self._matching.mask(filter, self.keys, self._every_payload)
+
+    def _every_payload(self) -> list[bytes]:
+        return [payload for column in self._payloads for payload in column.to_pylist()]
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""

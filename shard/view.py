@@ -6,8 +6,9 @@ flushed or compacted meanwhile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class RowSet(Protocol):
         oversampling: float | None,
         alive: Mask | None,
     ) -> tuple[Rows, Scores]: ...
+    def matching(self, filter: bytes) -> Mask: ...
     def payloads(self, rows: Rows) -> list[bytes]: ...
     def vectors(self, rows: Rows) -> Vectors: ...
 
@@ -71,6 +73,13 @@ class Layer:
     def live(self) -> int:
         return self.source.rows if self.alive is None else int(np.count_nonzero(self.alive))
 
+    def matching(self, filter: bytes) -> Layer:
+        """The layer with only those rows alive that the filter lets through; ``b""``: all."""
+        if not filter or not self.live:
+            return self
+        mask = self.source.matching(filter)
+        return replace(self, alive=mask if self.alive is None else mask & self.alive)
+
     def find_live(self, keys: Keys) -> Rows:
         """The live row of each key, -1 where there is none."""
         rows = self.source.find(keys)
@@ -86,10 +95,14 @@ class Layer:
             queries,
             params.limit,
             exact=params.exact or (picked is None and params.nprobe is None),
-            nprobe=params.nprobe or (picked.nprobe if picked else None),
+            nprobe=params.nprobe or (self._nprobe(picked) if picked else None),
             oversampling=params.oversampling or (picked.oversampling if picked else None),
             alive=self.alive,
         )
+
+    def _nprobe(self, picked: Calibration) -> int:
+        """As many lists as are calibrated for; more where the nearest live rows lie farther off."""
+        return math.ceil(picked.nprobe * math.sqrt(self.source.rows / max(1, self.live)))
 
     def live_from(self, start: bytes, limit: int) -> Rows:
         """Up to ``limit`` live rows with keys from ``start`` on, in key order."""
@@ -132,14 +145,22 @@ class View:
     sequence: int
     """Log sequence up to which writes are seen."""
 
-    def count(self) -> int:
-        return sum(layer.live for layer in self.layers)
+    def count(self, filter: bytes = b"") -> int:
+        """How many points the filter lets through; ``b""``: all."""
+        return sum(layer.matching(filter).live for layer in self.layers)
+
+    def matching_keys(self, filter: bytes) -> Keys:
+        """Keys of all points that the filter lets through."""
+        found = [layer.matching(filter) for layer in self.layers]
+        return np.concatenate(
+            [one.source.keys if one.alive is None else one.source.keys[one.alive] for one in found]
+        )
 
     def search(self, queries: Vectors, params: SearchParams) -> Hits:
         """The nearest points to each query: ``queries`` (q, dimension), prepared float32."""
         searched = [
             (number, *layer.search(queries, params))
-            for number, layer in enumerate(self.layers)
+            for number, layer in enumerate(one.matching(params.filter) for one in self.layers)
             if layer.live
         ]
         if not searched:
@@ -208,9 +229,20 @@ class View:
         located = _Located(layers[here], rows[here])
         return self._points(located, with_payload, with_vector, keys[here])
 
-    def scroll(self, start: bytes, limit: int, *, with_payload: bool, with_vector: bool) -> Points:
-        """Up to ``limit`` points with keys from ``start`` on (``b""``: all), in key order."""
-        found = [layer.live_from(start, limit) for layer in self.layers]
+    def scroll(
+        self,
+        start: bytes,
+        limit: int,
+        *,
+        with_payload: bool,
+        with_vector: bool,
+        filter: bytes = b"",
+    ) -> Points:
+        """Up to ``limit`` points with keys from ``start`` on (``b""``: all), in key order.
+
+        Of these, those that the filter lets through; ``b""``: all.
+        """
+        found = [layer.matching(filter).live_from(start, limit) for layer in self.layers]
         located = _Located(
             np.repeat(np.arange(len(found)), [len(rows) for rows in found]), np.concatenate(found)
         )

@@ -167,9 +167,10 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("PUT", "", {"batch": {"ids": [1], "vectors": {"image": [VECTOR]}}}, 400, "batch.vectors"),
     ("PUT", "", {**named_points((1, VECTOR)), "shard_key": "a"}, 400, "shard_key: not supported"),
     ("PUT", "", {**named_points((1, VECTOR)), "update_mode": "insert_only"}, 400, "update_mode"),
-    ("POST", "/delete", {"filter": {}}, 400, "filter: not supported"),
+    ("POST", "/delete", {"filter": {"key": 1}}, 400, "filter.key: unknown or unsupported field"),
+    ("POST", "/delete", {"filter": {}, "points": [1]}, 400, "one of `points` and `filter`"),
     ("POST", "/delete", {"points": ["x"]}, 400, "points[0]: value 'x' is not a valid point ID"),
-    ("POST", "/delete", {}, 400, "points: expected a list of ids"),
+    ("POST", "/delete", {}, 400, "one of `points` and `filter`"),
     ("POST", "", {"ids": [1], "with_vector": ["image"]}, 400, "named vectors"),
     ("POST", "", {"ids": [1], "with_payload": {"include": ["a"], "exclude": ["b"]}}, 400,
      "with_payload"),
@@ -177,8 +178,14 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/scroll", {"limit": 0}, 422, "limit: expected `int` >= 1"),
     ("POST", "/scroll", {"limit": 10**9}, 422, "limit"),
     ("POST", "/scroll", {"order_by": "n"}, 400, "order_by: not supported"),
-    ("POST", "/scroll", {"filter": {"must": [{"key": "n"}]}}, 400, "filter.must: not supported"),
-    ("POST", "/count", {"filter": {"must_not": {"key": "n"}}}, 400, "filter.must_not"),
+    ("POST", "/scroll", {"filter": {"must": [{"key": "n"}]}}, 400, "filter.must[0]: key make no"),
+    ("POST", "/count", {"filter": {"must_not": {"key": "n"}}}, 400, "filter.must_not: key make no"),
+    ("POST", "/count", {"filter": {"must": {"key": "n", "match": {"value": 1.5}}}}, 400,
+     "filter.must.match.value"),
+    ("POST", "/query", {"filter": {"min_should": {"conditions": [], "min_count": 0}}}, 422,
+     "filter.min_should.min_count"),
+    ("POST", "/query/batch", {"searches": [{"filter": {"must": {"has_id": ["x"]}}}]}, 400,
+     "searches[0].filter.must.has_id[0]"),
     ("POST", "/query", {"query": [1, 2, 3]}, 400, "expected dim: 4, got 3"),
     ("POST", "/query", {"query": [1, 2, 3, 1e300]}, 400, "out of range for float32"),
     ("POST", "/query", {"query": 99}, 404, "Not found: No point with id 99 found"),
@@ -664,11 +671,9 @@ def test_official_client_sees_errors(client: QdrantClient, collection: str) -> N
     with pytest.raises(UnexpectedResponse, match="expected dim: 4, got 2") as caught:
         client.query_points(collection, [1.0, 2.0])
     assert caught.value.status_code == 400
-    condition = models.FieldCondition(key="n", match=models.MatchValue(value=1))
-    with pytest.raises(UnexpectedResponse, match=r"filter.must: not supported"):
+    condition = models.FieldCondition(key="n")
+    with pytest.raises(UnexpectedResponse, match=r"filter.must\[0\]: key make no condition"):
         client.query_points(collection, VECTOR, query_filter=models.Filter(must=[condition]))
-    with pytest.raises(UnexpectedResponse, match="filter: not supported"):
-        client.delete(collection, models.FilterSelector(filter=models.Filter()))
 
 
 @pytest.mark.parametrize(

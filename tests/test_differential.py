@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from qdrant_client import QdrantClient, models
 
+from tests import filters
 from tests.shoal_in_process import ShoalInProcess
 
 DIMENSION = 3
@@ -49,6 +50,7 @@ payloads = (
     st.none()
     | st.dictionaries(keys, values, max_size=3)
     | st.dictionaries(keys, branches | st.dictionaries(keys, branches), min_size=1, max_size=3)
+    | filters.payloads
 )
 paths = st.lists(
     st.sampled_from(["a", "b", "a.b", "a.b.c", "b[].a", "c[]", "c[0]", '"a.b"', "b[].b[].c"]),
@@ -125,6 +127,32 @@ class Differential(RuleBasedStateMachine):
         for client in self.both:
             result = client.delete(self.name, models.PointIdsList(points=given), wait=True)
             assert result.status == models.UpdateStatus.COMPLETED
+
+    @rule(filter=filters.filters)
+    def delete_matching(self, filter: models.Filter) -> None:
+        matching = self.oracle.count(self.name, count_filter=filter).count
+        if 2 * matching > self.oracle.count(self.name).count:
+            return  # Lest there be nothing left for the others.
+        for client in self.both:
+            client.delete(self.name, models.FilterSelector(filter=filter), wait=True)
+
+    @rule(filter=filters.filters, limit=st.integers(1, 7), to=vectors, offset=offsets)
+    def match(self, filter: models.Filter, limit: int, to: list[float], offset: int | None) -> None:
+        ours, theirs = self.ask_both("count", count_filter=filter)
+        assert ours.count == theirs.count
+        (ours, _), (theirs, _) = self.ask_both("scroll", scroll_filter=filter, limit=limit)
+        assert_same_records(ours, theirs)
+        (theirs, _) = self.oracle.scroll(self.name, scroll_filter=filter, limit=100)
+        matching = {record.id for record in theirs}
+        ours, theirs = self.ask_both(
+            "query_points", to, query_filter=filter, limit=limit, offset=offset
+        )
+        assert [hit.score for hit in ours.points] == pytest.approx(
+            [hit.score for hit in theirs.points], rel=TOLERANCE, abs=TOLERANCE
+        )
+        assert {hit.id for hit in ours.points} <= matching
+        ours, theirs = self.ask_both("query_points", query_filter=filter, limit=limit)
+        assert_same_records(ours.points, theirs.points)
 
     @rule(given=st.lists(ids, max_size=8), selector=selectors, with_vectors=st.booleans())
     def retrieve(self, given: list[Any], selector: Any, with_vectors: bool) -> None:

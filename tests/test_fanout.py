@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -504,7 +504,7 @@ async def test_no_answer_is_made_of_some_shards_only(cluster: Cluster) -> None:
     await write(cluster, collection, upsert(random_vectors(50)))
     await cluster.stop("b")
     fanout, query = cluster.fanout, random_vectors(1)
-    columns = {"with_payload": False, "with_vector": False}
+    columns: Any = {"with_payload": False, "with_vector": False}
     for asking in (
         fanout.search(collection, query, SearchParams(limit=3), timeout=0.5),
         fanout.count(collection, timeout=0.5),

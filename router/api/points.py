@@ -168,18 +168,26 @@ async def delete(
     ordering: Ordering = "weak",
     timeout: Timeout = None,
 ) -> Response:
-    """Delete points by id; ids that do not exist are passed over."""
+    """Delete points by id, passing over ids that do not exist, or those that match a filter."""
     context = Context.of(request)
     body = _delete(await read_body(request))
-    if body.points is None:
-        raise Malformed("points: expected a list of ids")
-    refuse_nothing_named(body.points)
-    operation = Delete(np.unique(parse_ids(body.points, "points")))
+    settings: Any = {"wait": wait, "timeout": timeout or context.timeout}
+    if body.filter is not None and body.points is None:
+        # An empty one lets everything through, and must be sent as such.
+        encoded = body.filter.check("filter") or b"{}"
 
-    async def write(collection: Collection) -> int:
-        return await context.fanout.write(
-            collection, [operation], wait=wait, timeout=timeout or context.timeout
-        )
+        async def write(collection: Collection) -> int:
+            return await context.fanout.delete_matching(collection, encoded, **settings)
+
+    elif body.points is not None and body.filter is None:
+        refuse_nothing_named(body.points)
+        operation = Delete(np.unique(parse_ids(body.points, "points")))
+
+        async def write(collection: Collection) -> int:
+            return await context.fanout.write(collection, [operation], **settings)
+
+    else:
+        raise Malformed("body: expected one of `points` and `filter`")
 
     return _updated(request, await context.directory.act(name, write), wait)
 
@@ -253,6 +261,7 @@ async def scroll(
     vector = wants_vector(body.with_vector)
     start = b"" if body.offset is None else encode_id(parse_id(body.offset, "offset"))
     limit = DEFAULT_LIMIT if body.limit is None else body.limit
+    filter = body.filter.check("filter") if body.filter else b""
 
     async def read(collection: Collection) -> Points:
         if vector:
@@ -263,6 +272,7 @@ async def scroll(
             limit + 1,
             with_payload=selector.wanted,
             with_vector=vector,
+            filter=filter,
             timeout=timeout or context.timeout,
         )
 
@@ -287,11 +297,14 @@ async def scroll(
 async def count(
     request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
 ) -> Response:
-    """How many points there are, exactly."""
+    """How many points there are that match, exactly."""
     context = Context.of(request)
-    _count(await read_body(request))
+    body = _count(await read_body(request))
+    filter = body.filter.check("filter") if body.filter else b""
 
     async def read(collection: Collection) -> int:
-        return await context.fanout.count(collection, timeout=timeout or context.timeout)
+        return await context.fanout.count(
+            collection, filter=filter, timeout=timeout or context.timeout
+        )
 
     return answer(request, {"count": await context.directory.act(name, read)})

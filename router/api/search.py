@@ -69,6 +69,7 @@ class _Search:
             nprobe=asked.nprobe,
             oversampling=quantization.oversampling,
             score_threshold=body.score_threshold,
+            filter=body.filter.check(f"{field}filter") if body.filter else b"",
             with_payload=selector.wanted,
             with_vector=wants_vector(body.with_vector),
         )
@@ -121,6 +122,7 @@ async def _find(
             search.params.limit,
             with_payload=search.params.with_payload,
             with_vector=search.params.with_vector,
+            filter=search.params.filter,
             timeout=timeout,
         )
         page = take_points(points, np.arange(len(points.keys))[search.offset :])

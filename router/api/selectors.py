@@ -1,41 +1,30 @@
 """Which part of a payload to answer: all, none, or what paths such as ``a.b[].c`` select.
 
-A path is keys joined by dots; a key may be put in double quotes, and ``[]`` after it stands for the
-items of an array. The paths of one selector form a tree, and a payload is walked along with it.
+The paths of one selector form a tree, and a payload is walked along with it.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
 
 from router.api.wire import PayloadSelector, WithPayload
+from shard import json_path
 from shard.errors import InvalidInput
-
-_PART = re.compile(r'(?:"(?P<quoted>[^"]*)"|(?P<bare>[\w-]+))(?P<items>(?:\[\d*\])*)(?:\.(?!$)|$)')
 
 Tree: TypeAlias = "dict[str | int | None, Tree | None]"
 """From a key, an index or (None) all items of an array to what is below; None: all of it."""
 
 
-def _parse_path(path: str) -> list[str | int | None]:
-    steps: list[str | int | None] = []
-    end = 0
-    while part := _PART.match(path, end):
-        steps.append(part["bare"] if part["quoted"] is None else part["quoted"])
-        steps += [int(item) if item else None for item in re.findall(r"\[(\d*)\]", part["items"])]
-        if (end := part.end()) == len(path):
-            return steps
-    raise InvalidInput(f"with_payload: {path!r} is not a path, expected one such as `a.b[].c`")
-
-
 def _tree(paths: list[str]) -> Tree:
     tree: Tree = {}
     for path in paths:
-        *parents, last = _parse_path(path)
+        try:
+            *parents, last = json_path.parse(path)
+        except ValueError as error:
+            raise InvalidInput(f"with_payload: {error}") from None
         node: Tree | None = tree
         for step in parents:
             node = node.setdefault(step, {}) if node is not None else None

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, inspect
 
 from cluster.ingest.jobs import BadRow, Columns
 from router.errors import Malformed, OutOfRange
+from shard.filter import Filter
 from shard.model import MAX_DIMENSION, Distance, ShardInfo
 
 T = TypeVar("T")
@@ -271,18 +272,11 @@ class Upsert(Body):
 
 
 class DeletePoints(Body):
+    """Either ``points`` or ``filter``."""
+
     points: list[RawId] | None = None
-    filter: None = None
+    filter: Filter | None = None
     shard_key: None = None
-
-
-class Filter(Body):
-    """Filters are not supported yet; an empty one, which matches everything, is let through."""
-
-    must: Empty | None = None
-    must_not: Empty | None = None
-    should: Empty | None = None
-    min_should: None = None
 
 
 class PayloadSelector(Body):

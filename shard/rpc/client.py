@@ -85,6 +85,24 @@ class ShardClient:
         reply = await self._call("Write", request, pb.WriteReply, timeout)
         return reply.sequence
 
+    async def delete_matching(
+        self,
+        collection_id: str,
+        shards: Sequence[int],
+        filter: bytes,
+        *,
+        wait: bool,
+        timeout: float,
+    ) -> int:
+        """Delete what ``filter`` lets through in ``shards``. The highest log sequence it took."""
+        operation = pb.Operation(delete_matching=pb.DeleteMatching(filter=filter))
+        request = pb.WriteRequest(
+            collection_id=collection_id,
+            writes=[pb.ShardWrite(shard=shard, operations=[operation]) for shard in shards],
+            wait=wait,
+        )
+        return (await self._call("Write", request, pb.WriteReply, timeout)).sequence
+
     async def search(
         self,
         collection_id: str,
@@ -141,6 +159,7 @@ class ShardClient:
         with_payload: bool,
         with_vector: bool,
         dimension: int,
+        filter: bytes = b"",
         timeout: float,
     ) -> Points:
         """The first ``limit`` points in ``shards`` from key ``start`` on, ascending.
@@ -153,6 +172,7 @@ class ShardClient:
             limit=limit,
             with_payload=with_payload,
             with_vector=with_vector,
+            filter=filter,
         )
         reply = await self._call("Scroll", request, pb.PointsReply, timeout)
         return self._decode(
@@ -161,9 +181,12 @@ class ShardClient:
             )
         )
 
-    async def count(self, collection_id: str, shards: Sequence[int], *, timeout: float) -> int:
-        """How many points there are in ``shards``."""
-        request = pb.CountRequest(target=pb.Target(collection_id=collection_id, shards=shards))
+    async def count(
+        self, collection_id: str, shards: Sequence[int], *, filter: bytes = b"", timeout: float
+    ) -> int:
+        """How many points there are in ``shards`` that ``filter`` lets through; ``b""``: all."""
+        target = pb.Target(collection_id=collection_id, shards=shards)
+        request = pb.CountRequest(target=target, filter=filter)
         return (await self._call("Count", request, pb.CountReply, timeout)).count
 
     async def describe(

@@ -116,6 +116,7 @@ def encode_search(
         score_threshold=params.score_threshold,
         with_payload=params.with_payload,
         with_vector=params.with_vector,
+        filter=params.filter,
     )
 
 
@@ -131,6 +132,7 @@ def decode_params(request: pb.SearchRequest) -> SearchParams:
         score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
         with_payload=request.with_payload,
         with_vector=request.with_vector,
+        filter=request.filter,
     )
 
 

@@ -199,12 +199,21 @@ class ShardServer:
         writes = []
         for write in request.writes:
             shard = self._hosting.find((request.collection_id, write.shard))
-            operations = codec.decode_operations(write.operations, shard.config.dimension)
+            resolved = [await self._resolved(shard, one) for one in write.operations]
+            operations = codec.decode_operations(resolved, shard.config.dimension)
             writes.append((shard, operations))
         sequences = await asyncio.gather(
             *(_write_one(shard, operations, request.wait) for shard, operations in writes)
         )
         return pb.WriteReply(sequence=max(sequences))
+
+    async def _resolved(self, shard: HostedShard, operation: pb.Operation) -> pb.Operation:
+        """The operation as it goes into the log, where it must mean the same at any time."""
+        if operation.WhichOneof("kind") != "delete_matching":
+            return operation
+        filter = operation.delete_matching.filter
+        (keys,) = await self._read([partial(shard.engine.matching_keys, filter)])
+        return pb.Operation(delete=pb.Delete(keys=codec.encode_keys(keys)))
 
     async def _search(self, request: pb.SearchRequest) -> pb.SearchReply:
         shards = self._find(request.target)
@@ -245,14 +254,21 @@ class ShardServer:
         columns = {"with_payload": request.with_payload, "with_vector": request.with_vector}
         found = await self._read(
             [
-                partial(shard.engine.scroll, request.start, request.limit, **columns)
+                partial(
+                    shard.engine.scroll,
+                    request.start,
+                    request.limit,
+                    filter=request.filter,
+                    **columns,
+                )
                 for shard in shards
             ]
         )
         return codec.encode_points(merge.merge_ascending(found, request.limit))
 
     async def _count(self, request: pb.CountRequest) -> pb.CountReply:
-        counts = await self._read([shard.engine.count for shard in self._find(request.target)])
+        shards = self._find(request.target)
+        counts = await self._read([partial(one.engine.count, request.filter) for one in shards])
         return pb.CountReply(count=sum(counts))
 
     async def _describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:

@@ -54,13 +54,21 @@ class Delete(_message.Message):
     keys: bytes
     def __init__(self, keys: _Optional[bytes] = ...) -> None: ...
 
+class DeleteMatching(_message.Message):
+    __slots__ = ("filter",)
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    filter: bytes
+    def __init__(self, filter: _Optional[bytes] = ...) -> None: ...
+
 class Operation(_message.Message):
-    __slots__ = ("upsert", "delete")
+    __slots__ = ("upsert", "delete", "delete_matching")
     UPSERT_FIELD_NUMBER: _ClassVar[int]
     DELETE_FIELD_NUMBER: _ClassVar[int]
+    DELETE_MATCHING_FIELD_NUMBER: _ClassVar[int]
     upsert: Upsert
     delete: Delete
-    def __init__(self, upsert: _Optional[_Union[Upsert, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ...) -> None: ...
+    delete_matching: DeleteMatching
+    def __init__(self, upsert: _Optional[_Union[Upsert, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., delete_matching: _Optional[_Union[DeleteMatching, _Mapping]] = ...) -> None: ...
 
 class ShardWrite(_message.Message):
     __slots__ = ("shard", "operations")
@@ -87,7 +95,7 @@ class WriteReply(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vector")
+    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vector", "filter")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +105,7 @@ class SearchRequest(_message.Message):
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     target: Target
     queries: bytes
     limit: int
@@ -106,7 +115,8 @@ class SearchRequest(_message.Message):
     score_threshold: float
     with_payload: bool
     with_vector: bool
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[bytes] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+    filter: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[bytes] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ..., filter: _Optional[bytes] = ...) -> None: ...
 
 class SearchReply(_message.Message):
     __slots__ = ("lengths", "scores", "points")
@@ -131,18 +141,20 @@ class RetrieveRequest(_message.Message):
     def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., keys: _Optional[bytes] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
 
 class ScrollRequest(_message.Message):
-    __slots__ = ("target", "start", "limit", "with_payload", "with_vector")
+    __slots__ = ("target", "start", "limit", "with_payload", "with_vector", "filter")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     target: Target
     start: bytes
     limit: int
     with_payload: bool
     with_vector: bool
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., start: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+    filter: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., start: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ..., filter: _Optional[bytes] = ...) -> None: ...
 
 class PointsReply(_message.Message):
     __slots__ = ("keys", "payloads", "vectors")
@@ -155,10 +167,12 @@ class PointsReply(_message.Message):
     def __init__(self, keys: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ..., vectors: _Optional[bytes] = ...) -> None: ...
 
 class CountRequest(_message.Message):
-    __slots__ = ("target",)
+    __slots__ = ("target", "filter")
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     target: Target
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+    filter: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., filter: _Optional[bytes] = ...) -> None: ...
 
 class CountReply(_message.Message):
     __slots__ = ("count",)

@@ -1,0 +1,552 @@
+"""Which points a request is about, by their payloads and ids: Qdrant's filters.
+
+The structs are the JSON that clients send, and travel to the shards as such. `Filter.check` says
+what is wrong with one; `Matcher` evaluates it. What a condition means for arrays, nulls and missing
+fields is as in Qdrant 1.16: a condition holds for an array if it does for one of its items.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, Any, TypeAlias
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Meta
+
+from shard import json_path
+from shard.errors import InvalidInput
+from shard.model import Keys, Mask, encode_id
+
+EARTH_RADIUS = 6_371_008.8
+"""Metres, the mean one as the IUGG has it."""
+MAX_CONDITIONS = 65_536
+
+Test: TypeAlias = Callable[[Any, bytes], bool]
+"""Of a decoded payload and the point's key."""
+ValueTest: TypeAlias = Callable[[Any], bool]
+Value = bool | int | str
+Bound = float | str
+
+
+class Struct(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class Match(Struct):
+    """One of these."""
+
+    value: Value | None = None
+    any: list[Value] | None = None
+    except_: list[Value] | None = msgspec.field(name="except", default=None)
+    text: str | None = None
+    text_any: str | None = None
+    phrase: str | None = None
+
+
+class Range(Struct):
+    """Of numbers, or of dates and times as RFC 3339 writes them."""
+
+    gt: Bound | None = None
+    gte: Bound | None = None
+    lt: Bound | None = None
+    lte: Bound | None = None
+
+
+class ValuesCount(Struct):
+    gt: int | None = None
+    gte: int | None = None
+    lt: int | None = None
+    lte: int | None = None
+
+
+class GeoPoint(Struct):
+    lat: Annotated[float, Meta(ge=-90, le=90)]
+    lon: Annotated[float, Meta(ge=-180, le=180)]
+
+
+class GeoBoundingBox(Struct):
+    top_left: GeoPoint
+    bottom_right: GeoPoint
+
+
+class GeoRadius(Struct):
+    center: GeoPoint
+    radius: float
+    """Metres."""
+
+
+class GeoLine(Struct):
+    points: list[GeoPoint]
+
+
+class GeoPolygon(Struct):
+    exterior: GeoLine
+    interiors: list[GeoLine] | None = None
+
+
+class PayloadField(Struct):
+    key: str
+
+
+class MinShould(Struct):
+    conditions: list[Condition]
+    min_count: Annotated[int, Meta(ge=1)]
+
+
+class Nested(Struct):
+    key: str
+    filter: Filter
+
+
+class Condition(Struct):
+    """One of: a ``key`` with what is to hold for it; a field that is empty or null; ids; a vector
+    that the point has; a filter for the objects of an array; a filter."""
+
+    key: str | None = None
+    match: Match | None = None
+    range: Range | None = None
+    geo_bounding_box: GeoBoundingBox | None = None
+    geo_radius: GeoRadius | None = None
+    geo_polygon: GeoPolygon | None = None
+    values_count: ValuesCount | None = None
+    is_empty: PayloadField | bool | None = None
+    is_null: PayloadField | bool | None = None
+    has_id: list[int | str] | None = None
+    has_vector: str | None = None
+    nested: Nested | None = None
+    must: Condition | list[Condition] | None = None
+    should: Condition | list[Condition] | None = None
+    must_not: Condition | list[Condition] | None = None
+    min_should: MinShould | None = None
+
+
+class Filter(Struct):
+    """All of ``must``, one of ``should``, none of ``must_not``, and so many of ``min_should``."""
+
+    must: Condition | list[Condition] | None = None
+    should: Condition | list[Condition] | None = None
+    must_not: Condition | list[Condition] | None = None
+    min_should: MinShould | None = None
+
+    def check(self, field: str) -> bytes:
+        """The filter as it goes to the shards, ``b""`` if it is empty.
+
+        Raises InvalidInput, naming what is wrong below ``field``.
+        """
+        count = _compile_filter(self, field)[1]
+        if count > MAX_CONDITIONS:
+            raise InvalidInput(f"{field}: expected at most {MAX_CONDITIONS} conditions")
+        return msgspec.json.encode(self) if count else b""
+
+
+@lru_cache(maxsize=256)
+def matcher(encoded: bytes) -> Matcher:
+    """The matcher of a filter that `Filter.check` has encoded."""
+    try:
+        found = msgspec.json.decode(encoded, type=Filter)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"filter: {error}") from error
+    return Matcher(found)
+
+
+class Matcher:
+    """Evaluates one filter."""
+
+    def __init__(self, filter: Filter) -> None:
+        self._test = _compile_filter(filter, "filter")[0]
+
+    def matches(self, keys: Keys, payloads: Sequence[bytes]) -> Mask:
+        """Which points fulfil it, (n,)."""
+        test = self._test
+        loads = orjson.loads
+        return np.fromiter(
+            (
+                test(loads(payload) if payload else {}, key)
+                for key, payload in zip(keys.tolist(), payloads, strict=True)
+            ),
+            np.bool_,
+            len(keys),
+        )
+
+
+def _compile_filter(filter: Filter | Condition, field: str) -> tuple[Test, int]:
+    """What to test, and how many conditions there are in it."""
+    tests: list[Test] = []
+    total = 0
+    for name in ("must", "should", "must_not"):
+        given: Condition | list[Condition] | None = getattr(filter, name)
+        if given is None:
+            continue
+        compiled = _compile_all(given, f"{field}.{name}")
+        total += sum(count for _, count in compiled)
+        parts = [test for test, _ in compiled]
+        if not parts:
+            continue  # Nothing is asked for.
+        tests.append(_COMBINED[name](parts))
+    if filter.min_should is not None:
+        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should")
+        total += max(1, sum(count for _, count in compiled))
+        tests.append(_at_least(filter.min_should.min_count, [test for test, _ in compiled]))
+    return _all_of(tests), total
+
+
+def _compile_all(given: Condition | list[Condition], field: str) -> list[tuple[Test, int]]:
+    if isinstance(given, Condition):
+        return [_compile(given, field)]
+    return [_compile(one, f"{field}[{number}]") for number, one in enumerate(given)]
+
+
+def _all_of(tests: list[Test]) -> Test:
+    if len(tests) == 1:
+        return tests[0]
+    return lambda payload, key: all(test(payload, key) for test in tests)
+
+
+def _any_of(tests: list[Test]) -> Test:
+    return lambda payload, key: any(test(payload, key) for test in tests)
+
+
+def _none_of(tests: list[Test]) -> Test:
+    return lambda payload, key: not any(test(payload, key) for test in tests)
+
+
+def _at_least(count: int, tests: list[Test]) -> Test:
+    return lambda payload, key: sum(test(payload, key) for test in tests) >= count
+
+
+_COMBINED: dict[str, Callable[[list[Test]], Test]] = {
+    "must": _all_of,
+    "should": _any_of,
+    "must_not": _none_of,
+}
+_FIELD_TESTS = (
+    "match",
+    "range",
+    "geo_bounding_box",
+    "geo_radius",
+    "geo_polygon",
+    "values_count",
+    "is_empty",
+    "is_null",
+)
+_GROUPS = ("must", "should", "must_not", "min_should")
+
+
+def _compile(condition: Condition, field: str) -> tuple[Test, int]:
+    given = [name for name in condition.__struct_fields__ if getattr(condition, name) is not None]
+    if all(name in _GROUPS for name in given):
+        # One that asks for nothing counts as well: `must_not` of it lets nothing through.
+        test, count = _compile_filter(condition, field)
+        return test, max(1, count)
+    match given:
+        case ["key", name] if name in _FIELD_TESTS:
+            steps = _steps(condition.key, f"{field}.key")
+            return _compile_field(condition, name, steps, f"{field}.{name}"), 1
+        case ["is_empty" | "is_null" as name]:
+            named = getattr(condition, name)
+            if isinstance(named, PayloadField):
+                steps = _steps(named.key, f"{field}.{name}.key")
+                return (_is_empty if name == "is_empty" else _is_null)(steps), 1
+        case ["has_id"]:
+            return _has_id(condition.has_id or [], f"{field}.has_id"), 1
+        case ["has_vector"]:
+            # Each point has its one vector, which has no name.
+            has = condition.has_vector == ""
+            return lambda payload, key: has, 1
+        case ["nested"]:
+            assert condition.nested is not None
+            return _compile_nested(condition.nested, f"{field}.nested")
+    raise InvalidInput(f"{field}: {', '.join(given)} make no condition together")
+
+
+def _steps(path: str | None, field: str) -> json_path.Steps:
+    try:
+        return json_path.parse(path or "")
+    except ValueError as error:
+        raise InvalidInput(f"{field}: {error}") from None
+
+
+def _compile_field(condition: Condition, test: str, steps: json_path.Steps, field: str) -> Test:
+    match test:
+        case "is_empty" | "is_null":
+            wanted = getattr(condition, test)
+            if not isinstance(wanted, bool):
+                raise InvalidInput(f"{field}: expected true or false beside `key`")
+            found = (_is_empty if test == "is_empty" else _is_null)(steps)
+            return lambda payload, key: found(payload, key) == wanted
+        case "values_count":
+            assert condition.values_count is not None
+            in_range = _between(condition.values_count)
+            return lambda payload, key: any(
+                in_range(_count(value)) for value in json_path.values(payload, steps) or [None]
+            )
+        case "match":
+            assert condition.match is not None
+            return _any_value(steps, _match(condition.match, field))
+        case "range":
+            assert condition.range is not None
+            return _any_value(steps, _range(condition.range, field))
+        case "geo_bounding_box":
+            assert condition.geo_bounding_box is not None
+            return _any_value(steps, _in_box(condition.geo_bounding_box))
+        case "geo_radius":
+            assert condition.geo_radius is not None
+            return _any_value(steps, _in_radius(condition.geo_radius))
+    assert condition.geo_polygon is not None
+    return _any_value(steps, _in_polygon(condition.geo_polygon, field))
+
+
+def _any_value(steps: json_path.Steps, test: ValueTest) -> Test:
+    """One of the values that are selected fulfils ``test``; items stand for their array."""
+    if len(steps) == 1 and isinstance(name := steps[0], str):
+
+        def simple(payload: Any, key: bytes) -> bool:
+            value = payload.get(name)
+            if isinstance(value, list):
+                return any(map(test, value))
+            return test(value) if value is not None or name in payload else False
+
+        return simple
+
+    def general(payload: Any, key: bytes) -> bool:
+        for value in json_path.values(payload, steps):
+            if any(map(test, value)) if isinstance(value, list) else test(value):
+                return True
+        return False
+
+    return general
+
+
+# Presence
+
+
+def _is_empty(steps: json_path.Steps) -> Test:
+    return lambda payload, key: all(
+        value is None or value == [] for value in json_path.values(payload, steps)
+    )
+
+
+def _is_null(steps: json_path.Steps) -> Test:
+    return lambda payload, key: any(
+        value is None or (isinstance(value, list) and None in value)
+        for value in json_path.values(payload, steps)
+    )
+
+
+def _count(value: Any) -> int:
+    if value is None:
+        return 0
+    return len(value) if isinstance(value, list) else 1
+
+
+def _has_id(ids: list[int | str], field: str) -> Test:
+    wanted = set()
+    for number, one in enumerate(ids):
+        try:
+            wanted.add(encode_id(one if isinstance(one, int) else UUID(one)))
+        except (InvalidInput, ValueError):
+            raise InvalidInput(
+                f"{field}[{number}]: expected an unsigned integer or a UUID, got {one!r:.80}"
+            ) from None
+    return lambda payload, key: key in wanted
+
+
+def _compile_nested(nested: Nested, field: str) -> tuple[Test, int]:
+    path = nested.key[:-2] if nested.key.endswith("[]") else nested.key
+    steps = _steps(path, f"{field}.key")
+    test, count = _compile_filter(nested.filter, f"{field}.filter")
+
+    def one_of(payload: Any, key: bytes) -> bool:
+        # An object of an array has no id of its own.
+        return any(
+            test(item, b"")
+            for value in json_path.values(payload, steps)
+            if isinstance(value, list)
+            for item in value
+            if isinstance(item, dict)
+        )
+
+    return one_of, count + 1
+
+
+# Values
+
+
+def _match(match: Match, field: str) -> ValueTest:
+    given = [name for name in match.__struct_fields__ if getattr(match, name) is not None]
+    if len(given) != 1:
+        raise InvalidInput(f"{field}: expected one of value, any, except, text, text_any, phrase")
+    if match.value is not None:
+        wanted = {_typed(match.value)}
+        return lambda value: _typed(value) in wanted
+    if match.any is not None:
+        some = set(map(_typed, match.any))
+        return lambda value: _typed(value) in some
+    if match.except_ is not None:
+        others = set(map(_typed, match.except_))
+        return lambda value: value is not None and _typed(value) not in others
+    if match.text is not None:
+        words = set(_tokens(match.text))
+        return lambda value: isinstance(value, str) and bool(words) and words <= set(_tokens(value))
+    if match.text_any is not None:
+        any_words = set(_tokens(match.text_any))
+        return lambda value: isinstance(value, str) and not any_words.isdisjoint(_tokens(value))
+    phrase = _tokens(match.phrase or "")
+
+    def has_phrase(value: Any) -> bool:
+        if not isinstance(value, str) or not phrase:
+            return False
+        found = _tokens(value)
+        return any(
+            found[first : first + len(phrase)] == phrase
+            for first in range(len(found) - len(phrase) + 1)
+        )
+
+    return has_phrase
+
+
+def _typed(value: Any) -> tuple[type, Any] | None:
+    """What tells true from 1 and 1 from 1.0; None for what no condition can name."""
+    kind = type(value)
+    return (kind, value) if kind in (bool, int, str) else None
+
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def _tokens(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _between(bounds: Range | ValuesCount) -> Callable[[Any], bool]:
+    gt, gte, lt, lte = bounds.gt, bounds.gte, bounds.lt, bounds.lte
+    return lambda value: (
+        (gt is None or value > gt)
+        and (gte is None or value >= gte)
+        and (lt is None or value < lt)
+        and (lte is None or value <= lte)
+    )
+
+
+def _range(range: Range, field: str) -> ValueTest:
+    bounds = {name: getattr(range, name) for name in ("gt", "gte", "lt", "lte")}
+    given = [one for one in bounds.values() if one is not None]
+    if any(isinstance(one, str) for one in given):
+        times: dict[str, Any] = {}
+        for name, one in bounds.items():
+            if one is not None:
+                times[name] = _time(one) if isinstance(one, str) else None
+                if times[name] is None:
+                    raise InvalidInput(f"{field}.{name}: expected a date and time, got {one!r:.80}")
+        in_time = _between(msgspec.structs.replace(range, **times))
+
+        def is_in_time(value: Any) -> bool:
+            time = _time(value) if isinstance(value, str) else None
+            return time is not None and in_time(time)
+
+        return is_in_time
+    in_range = _between(range)
+    return lambda value: type(value) in (int, float) and in_range(value)
+
+
+_FRACTION = re.compile(r"(\.\d{6})\d+")
+_FORM = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
+)
+
+
+def _time(text: str) -> datetime | None:
+    text = text.lstrip()
+    text = text.removesuffix(" UTC") + "Z" if text.endswith(" UTC") else text
+    text = text[:-1] + "Z" if text.endswith("z") else text
+    if not _FORM.fullmatch(text):
+        return None
+    try:
+        time = datetime.fromisoformat(
+            _FRACTION.sub(r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")
+        )
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+# Places
+
+
+def _place(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, dict):
+        return None
+    lat, lon = value.get("lat"), value.get("lon")
+    if type(lat) not in (int, float) or type(lon) not in (int, float):
+        return None
+    return (lat, lon)  # type: ignore[return-value]
+
+
+def _in_box(box: GeoBoundingBox) -> ValueTest:
+    top, left = box.top_left.lat, box.top_left.lon
+    bottom, right = box.bottom_right.lat, box.bottom_right.lon
+
+    def is_in(value: Any) -> bool:
+        place = _place(value)
+        if place is None:
+            return False
+        lat, lon = place
+        # A box may lie across the antimeridian.
+        within = left < lon < right if left <= right else lon > left or lon < right
+        return within and bottom < lat < top
+
+    return is_in
+
+
+def _in_radius(circle: GeoRadius) -> ValueTest:
+    lat0, lon0 = math.radians(circle.center.lat), math.radians(circle.center.lon)
+
+    def is_in(value: Any) -> bool:
+        place = _place(value)
+        if place is None:
+            return False
+        lat, lon = map(math.radians, place)
+        # The haversine formula.
+        half = (
+            math.sin((lat - lat0) / 2) ** 2
+            + math.cos(lat) * math.cos(lat0) * math.sin((lon - lon0) / 2) ** 2
+        )
+        return 2 * EARTH_RADIUS * math.asin(math.sqrt(min(1.0, half))) < circle.radius
+
+    return is_in
+
+
+def _in_polygon(polygon: GeoPolygon, field: str) -> ValueTest:
+    rings = [polygon.exterior, *(polygon.interiors or [])]
+    for ring in rings:
+        if len(ring.points) < 4 or ring.points[0] != ring.points[-1]:
+            raise InvalidInput(f"{field}: expected four or more points, the last as the first")
+    outer, *holes = [[(point.lat, point.lon) for point in ring.points] for ring in rings]
+
+    def is_in(value: Any) -> bool:
+        place = _place(value)
+        if place is None or not _in_ring(place, outer):
+            return False
+        return not any(_in_ring(place, hole) for hole in holes)
+
+    return is_in
+
+
+def _in_ring(place: tuple[float, float], ring: list[tuple[float, float]]) -> bool:
+    """Whether a ray from there crosses the ring an odd number of times."""
+    lat, lon = place
+    inside = False
+    for (lat1, lon1), (lat2, lon2) in pairwise(ring):
+        if (lon1 > lon) != (lon2 > lon) and lat < (lat2 - lat1) * (lon - lon1) / (
+            lon2 - lon1
+        ) + lat1:
+            inside = not inside
+    return inside

@@ -1,0 +1,47 @@
+"""Paths into payloads, in Qdrant's notation: ``a.b[].c``.
+
+A path is keys joined by dots; a key may be put in double quotes, and ``[]`` after it stands for the
+items of an array, ``[2]`` for one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeAlias
+
+_PART = re.compile(r'(?:"(?P<quoted>[^"]*)"|(?P<bare>[\w-]+))(?P<items>(?:\[\d*\])*)(?:\.(?!$)|$)')
+
+Steps: TypeAlias = "list[str | int | None]"
+"""A key, the number of an item, or None for all items of an array."""
+
+
+def parse(path: str) -> Steps:
+    """Raises ValueError for what is no path."""
+    steps: Steps = []
+    end = 0
+    while part := _PART.match(path, end):
+        steps.append(part["bare"] if part["quoted"] is None else part["quoted"])
+        steps += [int(item) if item else None for item in re.findall(r"\[(\d*)\]", part["items"])]
+        if (end := part.end()) == len(path):
+            return steps
+    raise ValueError(f"{path!r} is not a path, expected one such as `a.b[].c`")
+
+
+def values(payload: Any, steps: Steps) -> list[Any]:
+    """What the path selects; none where it leads nowhere."""
+    selected = [payload]
+    for step in steps:
+        below: list[Any] = []
+        for value in selected:
+            if isinstance(step, str):
+                if isinstance(value, dict) and step in value:
+                    below.append(value[step])
+            elif isinstance(value, list):
+                if step is None:
+                    below += value
+                elif step < len(value):
+                    below.append(value[step])
+        if not below:
+            return below
+        selected = below
+    return selected

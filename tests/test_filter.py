@@ -1,0 +1,91 @@
+"""Filters against Qdrant's own evaluation of them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qdrant_client import models
+from qdrant_client.local.payload_filters import check_filter
+
+from shard.errors import InvalidInput
+from shard.filter import Filter, matcher
+from shard.model import encode_ids
+from tests import filters
+
+
+def decode(given: Any) -> Filter:
+    return msgspec.json.decode(orjson.dumps(given), type=Filter)
+
+
+def as_sent(given: models.Filter) -> Any:
+    return orjson.loads(given.model_dump_json(by_alias=True, exclude_none=True))
+
+
+@settings(deadline=None, max_examples=1_500)
+@given(filters.filters, st.lists(filters.payloads, min_size=1, max_size=6))
+def test_the_same_points_match_as_in_qdrant(
+    filter: models.Filter, payloads: list[dict[str, Any]]
+) -> None:
+    ids = filters.IDS[: len(payloads)]
+    encoded = decode(as_sent(filter)).check("filter")
+    keys = encode_ids([UUID(one) if isinstance(one, str) else one for one in ids])
+    stored = [orjson.dumps(payload) if payload else b"" for payload in payloads]
+    found = matcher(encoded or b"{}").matches(keys, stored).tolist()
+    assert found == [
+        check_filter(filter, orjson.loads(orjson.dumps(payload)), one, {"": True})
+        for payload, one in zip(payloads, ids, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"must": [{"key": "a"}]}, "filter.must[0]: key make no condition together"),
+        ({"must": {"key": "a..b", "match": {"value": 1}}}, "filter.must.key: 'a..b' is not a path"),
+        ({"should": [{"key": "a", "match": {}}]}, "filter.should[0].match: expected one of"),
+        (
+            {"should": [{"key": "a", "match": {"value": 1, "any": [2]}}]},
+            "filter.should[0].match: expected one of",
+        ),
+        (
+            {"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]},
+            "filter.must[0]: key, match, range make no condition together",
+        ),
+        ({"must": [{"has_id": [-1]}]}, "filter.must[0].has_id[0]: expected an unsigned integer"),
+        ({"must": [{"has_id": ["x"]}]}, "filter.must[0].has_id[0]: expected an unsigned integer"),
+        (
+            {"must_not": [{"key": "a", "range": {"gt": "yesterday"}}]},
+            "filter.must_not[0].range.gt: expected a date and time",
+        ),
+        (
+            {"must": [{"key": "a", "range": {"gt": "2024-01-01", "lt": 5}}]},
+            "filter.must[0].range.lt: expected a date and time",
+        ),
+        (
+            {"must": [{"nested": {"key": "a", "filter": {"must": [{"key": "b"}]}}}]},
+            "filter.must[0].nested.filter.must[0]: key make no",
+        ),
+        (
+            {"must": [{"key": "a", "geo_polygon": {"exterior": {"points": []}}}]},
+            "filter.must[0].geo_polygon: expected four or more points",
+        ),
+    ],
+)
+def test_what_is_no_filter_is_told(given: Any, message: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        decode(given).check("filter")
+    assert message in str(raised.value)
+
+
+def test_empty_filters_ask_for_nothing() -> None:
+    empties: list[Any] = [{}, {"must": []}, {"must": [], "should": [], "must_not": []}]
+    for empty in empties:
+        assert decode(empty).check("filter") == b""
+    # But this one asks for what no point can give.
+    assert decode({"min_should": {"conditions": [], "min_count": 1}}).check("filter")
