@@ -10,14 +10,13 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from threading import Thread
 from time import sleep, time
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from cluster.catalog import Catalog, Collection
 from cluster.jobs import Job, Jobs, State
@@ -29,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 J = TypeVar("J", bound=Job)
 
+TASK_RETRIES = 8
+"""How often Ray starts a task again whose worker dies; some input kills every worker."""
+CLEAN_SECONDS = 5.0
+"""Between passes over what a job has left; a task of it may still be at work."""
 LOOK_SECONDS = 0.25
 """Between looks at tasks, shards, and whether the job is cancelled."""
 BACKOFF_SECONDS = (0.5, 30.0)
@@ -82,6 +85,8 @@ class Driving(ABC, Generic[J]):
             self.end(State.CANCELLED)
         except (InvalidInput, NotFound) as error:
             self.end(State.FAILED, str(error))
+        except (WorkerCrashedError, OutOfMemoryError) as error:
+            self.end(State.FAILED, f"a worker died {TASK_RETRIES} times at the same task: {error}")
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, Unavailable):
@@ -202,7 +207,8 @@ def _drive(
     begin: Callable[[ObjectStore, ClusterSettings, str], Driving[Any]],
 ) -> None:
     first, longest = BACKOFF_SECONDS
-    for attempt in count(1):
+    attempt, seen = 0, None
+    while True:
         try:
             begin(open_object_store(settings.data), settings, job_id).run()
             return
@@ -212,7 +218,11 @@ def _drive(
         except Exception as error:
             logger.exception("job %s", job_id)
             reason = repr(error)
+        attempt += 1
         sleep(min(longest, first * 2 ** min(attempt, 16)))
         with contextlib.suppress(ShoalError):
             driving = begin(open_object_store(settings.data), settings, job_id)
+            reached = msgspec.structs.replace(driving.job, error="")
+            if reached != seen:  # It has come on since the last time.
+                attempt, seen = 1, reached
             driving.note(reason, last=attempt >= ATTEMPTS)

@@ -15,10 +15,12 @@ import msgspec
 
 from cluster.export.jobs import SUMMARY, ExportedFile, Summary
 from shard.errors import Corrupt, InvalidInput, NotFound
+from shard.model import MAX_DIMENSION
 from shard.objects import ObjectStore, local_directory
 from shard.objects.document import decode_stored
 from shard.objects.keys import is_key
 
+MAX_SHARDS = 1_024
 _READ_BYTES = 4 << 20
 _SUMMARY_BYTES = 16 << 20
 
@@ -71,13 +73,15 @@ class Snapshots:
         prefix = self.prefix(collection, snapshot)
         told = self._store.get(f"{prefix}{SUMMARY}")
         files = [ExportedFile(SUMMARY, len(told), 0), *summary.files]
-        return archive_bytes(summary), self._archive(prefix, files, int(summary.created))
+        return _tar_bytes([file.bytes for file in files]), self._archive(
+            prefix, files, int(summary.created)
+        )
 
     def _archive(self, prefix: str, files: list[ExportedFile], changed: int) -> Iterator[bytes]:
         for file in files:
             header = tarfile.TarInfo(file.name)
             header.size, header.mtime = file.bytes, changed
-            yield header.tobuf(tarfile.USTAR_FORMAT)
+            yield header.tobuf(tarfile.GNU_FORMAT)
             for start in range(0, file.bytes, _READ_BYTES):
                 length = min(_READ_BYTES, file.bytes - start)
                 yield self._store.get_range(f"{prefix}{file.name}", start, length)
@@ -131,10 +135,26 @@ class Snapshots:
                 raise InvalidInput(f"not a whole snapshot: {file.name} is not as it was")
         if sizes:
             raise InvalidInput(f"not a snapshot: {min(sizes)} is not of it")
+        _check(summary)
         return summary
 
     def _summary(self, key: str) -> Summary:
         return decode_stored(self._store.get(key), Summary, key)
+
+
+def _check(summary: Summary) -> None:
+    """Raises InvalidInput for what no export has written."""
+    collection, config = summary.collection, summary.collection.config
+    for name, value, least, most in (
+        ("dimension", config.dimension, 1, MAX_DIMENSION),
+        ("shard_count", collection.shard_count, 1, MAX_SHARDS),
+        ("recall_target", config.recall_target, 0, 1),
+        ("flat_threshold", config.flat_threshold, 0, 2**31),
+        ("created", summary.created, 0, 1e11),
+        *(("rows", file.rows, 1, 2**63) for file in summary.files),
+    ):
+        if not least <= value <= most:
+            raise InvalidInput(f"{SUMMARY}: {name} {value}: expected {least} to {most}")
 
 
 def new_name() -> str:
@@ -144,8 +164,12 @@ def new_name() -> str:
 
 def archive_bytes(summary: Summary) -> int:
     """How long the tar file of a snapshot is."""
+    told = len(msgspec.json.encode(summary))
+    return _tar_bytes([told, *(file.bytes for file in summary.files)])
+
+
+def _tar_bytes(sizes: list[int]) -> int:
     block = tarfile.BLOCKSIZE
-    sizes = [len(msgspec.json.encode(summary)), *(file.bytes for file in summary.files)]
     return sum(block + size + -size % block for size in sizes) + 2 * block
 
 

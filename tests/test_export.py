@@ -80,7 +80,7 @@ def test_rows_come_back_to_the_last_bit(
         before = len(found)
         for part in source.ranges(0, file, 1):
             for batch in source.read(file, part):
-                parser = Parser(Columns(), dimension, batch.columns.schema, file.name)
+                parser = Parser(Columns(), dimension, batch.columns.schema, file)
                 parsed = parser.parse(batch)
                 assert not parsed.bad and not parser.ignored
                 again = config.prepare(parsed.vectors)

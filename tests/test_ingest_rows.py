@@ -33,7 +33,7 @@ def read(path: Path, columns: Columns = FOUND, dimension: int = D) -> list[Parse
     for number, file in enumerate(source.files()):
         for part in source.ranges(number, file, 16):
             for batch in source.read(file, part):
-                parser = Parser(columns, dimension, batch.columns.schema, file.name)
+                parser = Parser(columns, dimension, batch.columns.schema, file)
                 parsed.append(parser.parse(batch))
     return parsed
 
@@ -144,7 +144,9 @@ def test_ids(tmp_path: Path) -> None:
 def test_rows_without_an_id_get_one_of_file_and_row(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x" / "a.npy", VECTORS)
-    assert ids(read(tmp_path)) == [uuid5(NAMESPACE, f"x/a.npy#{row}") for row in range(10)]
+    assert ids(read(tmp_path)) == [
+        uuid5(NAMESPACE, f"{tmp_path}/x/a.npy#{row}") for row in range(10)
+    ]
 
 
 def test_payloads_of_columns_and_of_json(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_lines_of_json(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(b'{"vector": [0, 0, 0, 1], "a": 1}')
     if suffix == "jsonl":
         parsed = read(tmp_path)
-        assert ids(parsed) == [uuid5(NAMESPACE, "a.jsonl#0")]
+        assert ids(parsed) == [uuid5(NAMESPACE, f"{path}#0")]
         assert payloads(parsed) == [{"a": 1}]
 
 

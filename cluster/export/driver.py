@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import chain
-from time import time
+from time import sleep, time
 
 import msgspec
 import ray
 
 from cluster.catalog import Collection
-from cluster.driving import Driving
+from cluster.driving import CLEAN_SECONDS, TASK_RETRIES, Driving
 from cluster.export import tasks
-from cluster.export.jobs import SUMMARY, ExportedFile, ExportJob, Summary, export_jobs
+from cluster.export.jobs import CLAIM, SUMMARY, ExportedFile, ExportJob, Summary, export_jobs
 from cluster.export.tasks import ExportWork
 from cluster.jobs import State
 from cluster.settings import ClusterSettings
-from shard.errors import InvalidInput
+from shard.errors import InvalidInput, NotFound
 from shard.objects import ObjectStore, open_object_store
 
 
@@ -28,10 +28,14 @@ class ExportDriving(Driving[ExportJob]):
 
     def work(self, collection: Collection) -> None:
         destination = open_object_store(self.job.destination)
-        if self.job.state is State.QUEUED:
-            if next(destination.list(self.job.prefix), None) is not None:
-                raise InvalidInput(f"destination {self.job.destination}: expected an empty place")
-            self.enter(State.EXPORTING, started=time())
+        claim = f"{self.job.prefix}{CLAIM}"
+        destination.put_if_absent(claim, self.job_id.encode())
+        others = (key for key in destination.list(self.job.prefix) if key != claim)
+        if not self._is_mine(destination) or (
+            self.job.state is State.QUEUED and next(others, None) is not None
+        ):
+            raise InvalidInput(f"destination {self.job.destination}: expected an empty place")
+        self.enter(State.EXPORTING, started=self.job.started or time())
         work = ExportWork(
             data=self.settings.data,
             scratch=f"{self.settings.scratch}/export",
@@ -39,7 +43,7 @@ class ExportDriving(Driving[ExportJob]):
             destination=self.job.destination,
             prefix=self.job.prefix,
         )
-        task = ray.remote(tasks.export).options(num_cpus=1, max_retries=-1)
+        task = ray.remote(tasks.export).options(num_cpus=1, max_retries=TASK_RETRIES)
         starts = [partial(task.remote, work, shard) for shard in range(collection.shard_count)]
         found: dict[int, list[ExportedFile]] = {}
         for shard, files in self.run_all(starts, self.parallel()):
@@ -56,9 +60,23 @@ class ExportDriving(Driving[ExportJob]):
         self.end(State.DONE)
 
     def clean(self) -> None:
-        if self.job.state is State.DONE or not self.job.started:
-            return
         destination = open_object_store(self.job.destination)
-        for key in destination.list(f"{self.job.prefix}shard-"):
-            if key.endswith(".parquet"):
-                destination.delete(key)
+        if not self._is_mine(destination):
+            return
+        # A place that was not empty is left as it was.
+        if self.job.state is not State.DONE and self.job.started:
+            destination.delete(f"{self.job.prefix}{SUMMARY}")
+            quiet = 0
+            while quiet < 2:  # A task that is being killed may still put a file.
+                files = list(destination.list(f"{self.job.prefix}shard-"))
+                for key in files:
+                    destination.delete(key)
+                quiet = 0 if files else quiet + 1
+                sleep(CLEAN_SECONDS)
+        destination.delete(f"{self.job.prefix}{CLAIM}")
+
+    def _is_mine(self, destination: ObjectStore) -> bool:
+        try:
+            return destination.get(f"{self.job.prefix}{CLAIM}") == self.job_id.encode()
+        except NotFound:
+            return False

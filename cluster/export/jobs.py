@@ -12,6 +12,10 @@ SUMMARY = "export.json"
 """The object that is put last, and makes an export whole: a `Summary`."""
 
 
+CLAIM = "export.job"
+"""The object that says, while an export runs, which job's the place is."""
+
+
 class ExportJob(Job, frozen=True, kw_only=True):
     """One export of a collection, as it is while the export runs."""
 

@@ -12,7 +12,7 @@ import msgspec
 import ray
 
 from cluster.catalog import Catalog, Collection
-from cluster.driving import LOOK_SECONDS, Driving
+from cluster.driving import CLEAN_SECONDS, LOOK_SECONDS, TASK_RETRIES, Driving
 from cluster.ingest import tasks
 from cluster.ingest.jobs import SAMPLES, BadRow, IngestJob, ingest_jobs
 from cluster.ingest.sources import Range, Source, SourceFile
@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 TELL_SECONDS = 1.0
 """Between changes of the job's progress."""
-CLEAN_SECONDS = 5.0
-"""Between passes over what a job has left; a task of it may still be at work."""
 SAMPLED_RANGES = 64
 """Parts of files that the training sample is taken from."""
 
@@ -72,12 +70,25 @@ class IngestDriving(Driving[IngestJob]):
         self._told_at = 0.0
 
     def work(self, collection: Collection) -> None:
-        if self.job.state is not State.COMMITTING and not self._load(collection):
-            return
-        self._wait_for_shards(collection, self._is_taken_in)
+        if self.job.creates is not None and not self.job.expected_rows:
+            # Its shards must show that they can be opened before another one gives way to it.
+            self._wait_for_shards(collection, lambda manifest: manifest.epoch > 0)
+        else:
+            if self.job.state is not State.COMMITTING and not self._load(collection):
+                return
+            self._wait_for_shards(collection, self._is_taken_in)
         if self.job.becomes:
             Catalog(self.store).rename(collection.id, self.job.becomes)
         self.end(State.DONE)
+
+    def collection(self) -> Collection:
+        try:
+            return super().collection()
+        except NotFound:
+            if self.job.creates is None or self.job.state not in (State.QUEUED, State.PLANNING):
+                raise
+            Catalog(self.store).create(self.job.creates)
+            return self.job.creates
 
     def _load(self, collection: Collection) -> bool:
         """Bring the job to its commitment. False where there is nothing to do."""
@@ -121,6 +132,10 @@ class IngestDriving(Driving[IngestJob]):
             bad=samples[:SAMPLES],
         )
         self._check_bad_rows()
+        if self.job.creates is not None and self.job.rows_loaded != self.job.expected_rows:
+            raise InvalidInput(
+                f"{self.job.rows_loaded} rows, expected {self.job.expected_rows} of the snapshot"
+            )
 
         return self.commit()
 
@@ -149,7 +164,9 @@ class IngestDriving(Driving[IngestJob]):
         segment_rows = max(plan.rows, default=0) // work.collection.shard_count
         indexed = segment_rows >= work.collection.config.flat_threshold
         share = self.gpu_share()
-        encode = ray.remote(tasks.encode).options(num_cpus=1, num_gpus=share, max_retries=-1)
+        encode = ray.remote(tasks.encode).options(
+            num_cpus=1, num_gpus=share, max_retries=TASK_RETRIES
+        )
         starts: list[Callable[[], Any]] = [
             partial(encode.remote, work, chunk, plan.chunks[chunk], indexed) for chunk in left
         ]
@@ -158,7 +175,7 @@ class IngestDriving(Driving[IngestJob]):
         if not trained:
             every = [part for chunk in plan.chunks for part in chunk]
             chosen = every[:: max(1, len(every) // SAMPLED_RANGES)]
-            sample = ray.remote(tasks.sample).options(num_cpus=0, max_retries=-1)
+            sample = ray.remote(tasks.sample).options(num_cpus=0, max_retries=TASK_RETRIES)
             starts.append(partial(sample.remote, work, chosen, segment_rows))
             # The last is started first.
             parallel += 1
@@ -210,7 +227,7 @@ class IngestDriving(Driving[IngestJob]):
             if (one := self._stored(self.files.resolved(shard), Resolved)) is not None:
                 found[shard] = one
         left = [shard for shard in range(collection.shard_count) if shard not in found]
-        task = ray.remote(tasks.resolve).options(num_cpus=1, max_retries=-1)
+        task = ray.remote(tasks.resolve).options(num_cpus=1, max_retries=TASK_RETRIES)
         starts = [
             partial(task.remote, work, shard, [one.segments[shard] for one in encoded])
             for shard in left
@@ -253,10 +270,10 @@ class IngestDriving(Driving[IngestJob]):
 
     def clean(self) -> None:
         taken_in = self.job.state is State.DONE and not self.job.same_as
-        if self.job.becomes and not taken_in:
-            Catalog(self.store).delete(self.job.collection)
+        if self.job.creates is not None and not taken_in:
+            Catalog(self.store).delete(self.job.creates.name)
         try:
-            collection = self.collection()
+            collection = super().collection()
         except NotFound:
             collection = None
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.catalog import Collection
 from cluster.jobs import Job, Jobs, State
 from shard.errors import InvalidInput
 from shard.model import Import
@@ -38,8 +39,11 @@ class IngestJob(Job, frozen=True, kw_only=True):
     """Raw vectors that a task holds in memory."""
     again: bool = False
     """Whether to load what has been loaded before."""
+    creates: Collection | None = None
+    """A hidden collection to make first, which takes the name `becomes` when it is loaded whole."""
     becomes: str = ""
-    """The name that the collection, unseen until then, takes when it is loaded: a recovery."""
+    expected_rows: int = 0
+    """What has to be loaded of one that is made."""
     fingerprint: str = ""
     """Of source, columns and the files as they were found."""
     rows_total: int = 0
@@ -74,7 +78,5 @@ def imports_of(jobs: list[IngestJob], collection_id: str) -> tuple[Import, ...]:
     return tuple(
         Import(job.key, ready=job.state is State.COMMITTING)
         for job in jobs
-        if job.collection_id == collection_id
-        and not job.state.is_over
-        and job.state is not State.QUEUED
+        if job.collection_id == collection_id and not job.state.is_over
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import decimal
+import re
 import uuid
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.ingest.jobs import Columns
-from cluster.ingest.sources import Batch
+from cluster.ingest.sources import Batch, SourceFile
 from shard.errors import InvalidInput
 from shard.model import KEY_BYTES, KEY_DTYPE, Keys, Mask, Rows, Vectors, encode_id
 
 NAMESPACE = uuid.UUID("7a1d1f0e-0c2b-5d8e-9a57-6f1f4b2f7c11")
 """Of ids made of strings, and of file and row."""
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 _IDS = ("id", "_id", "point_id")
 _VECTORS = ("vector", "values", "embedding", "embeddings", "emb", "dense_vector")
 _PAYLOADS = ("payload", "metadata")
@@ -45,17 +48,24 @@ class Parsed(NamedTuple):
 class Parser:
     """For files whose rows have the columns of ``schema``. Raises InvalidInput where none fits."""
 
-    def __init__(self, columns: Columns, dimension: int, schema: pa.Schema, file: str) -> None:
+    def __init__(
+        self, columns: Columns, dimension: int, schema: pa.Schema, file: SourceFile
+    ) -> None:
         self._dimension = dimension
-        self._file = file
+        self._file, self._path = file.name, file.path
         names = schema.names
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"{file.name}: two columns have the same name, it has {names}")
+        self._json = _is_json(schema)
         self._id = columns.id or next((name for name in _IDS if name in names), None)
         self._vector = columns.vector or _vector_column(schema)
         for role, name in (("columns.id", self._id), ("columns.vector", self._vector)):
             if name is not None and name not in names and not _is_json(schema):
-                raise InvalidInput(f"{role}: no column {name!r} in {file}, which has {names}")
+                raise InvalidInput(f"{role}: no column {name!r} in {file.name}, which has {names}")
         if self._vector is None:
-            raise InvalidInput(f"columns.vector: none of {names} in {file} has vectors; name it")
+            raise InvalidInput(
+                f"columns.vector: none of {names} in {file.name} has vectors; name it"
+            )
         taken = {self._id, self._vector}
         self.ignored = [name for name in names if name in _SPARSE and name not in taken]
         self._document: str | None = None
@@ -67,13 +77,15 @@ class Parser:
                 self._fields = chosen
             case None:
                 self._document = next((name for name in _PAYLOADS if name in names), None)
-                if self._document is None:
-                    self._fields = [
-                        name for name in names if name not in taken and name not in self.ignored
-                    ]
+                # Of JSON lines some may have a document, and others fields.
+                if self._document is None or self._json:
+                    taken |= {self._document, *self.ignored}
+                    self._fields = [name for name in names if name not in taken]
         for name in [*self._fields, *([self._document] if self._document else [])]:
             if name not in names and not _is_json(schema):
-                raise InvalidInput(f"columns.payload: no column {name!r} in {file}, it has {names}")
+                raise InvalidInput(
+                    f"columns.payload: no column {name!r} in {file.name}, it has {names}"
+                )
 
     def parse(self, batch: Batch) -> Parsed:
         count = batch.columns.num_rows
@@ -121,12 +133,12 @@ class Parser:
         else:
             raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
         present = column.is_valid().to_numpy(zero_copy_only=False)
+        if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
+            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
         if flat.null_count:
             # A null among the components: what it stands for is no number either.
             flat = flat.cast(pa.float64()).fill_null(float("nan"))
         numbers = flat.to_numpy(zero_copy_only=False)
-        if not np.issubdtype(numbers.dtype, np.number):
-            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = numbers.astype(np.float32, copy=False)
         fits = present & (lengths == self._dimension)
@@ -189,7 +201,7 @@ class Parser:
         return keys, originals
 
     def _made(self, first_row: int, count: int) -> Keys:
-        ids = (uuid.uuid5(NAMESPACE, f"{self._file}#{first_row + row}") for row in range(count))
+        ids = (uuid.uuid5(NAMESPACE, f"{self._path}#{first_row + row}") for row in range(count))
         return np.array([encode_id(one) for one in ids], KEY_DTYPE)
 
     # Payloads
@@ -205,15 +217,16 @@ class Parser:
         payloads: list[dict[str, Any]] = [{} for _ in range(columns.num_rows)]
         if document is not None:
             json = _is_json_field(columns.schema.field(document))
-            for position, value in enumerate(columns.column(document).to_pylist()):
+            for position, value in enumerate(_values(columns.column(document))):
                 try:
                     payloads[position] = _document_of(value, json)
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     errors.setdefault(position, f"{document}: {error}")
+        whole = [bool(payload) for payload in payloads]
         for name in fields:
             json = _is_json_field(columns.schema.field(name))
-            for position, value in enumerate(columns.column(name).to_pylist()):
-                if value is not None:
+            for position, value in enumerate(_values(columns.column(name))):
+                if value is not None and not whole[position]:
                     payloads[position][name] = orjson.loads(value) if json else value
         for position, original in originals.items():
             payloads[position].setdefault(self._id or "id", original)
@@ -225,6 +238,18 @@ class Parser:
                 errors.setdefault(position, f"payload: {error}")
                 encoded.append(b"")
         return encoded
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As Python has them, which knows no nanoseconds."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    elif pa.types.is_duration(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.duration("us"), safe=False)
+    elif pa.types.is_time64(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.time64("us"), safe=False)
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _vector_column(schema: pa.Schema) -> str | None:
@@ -280,12 +305,12 @@ def _key_of(value: Any) -> tuple[bytes, str | None]:
         case bytes() if len(value) == 16:
             return encode_id(uuid.UUID(bytes=value)), None
         case str():
-            if value.isascii() and value.isdecimal() and int(value) < 1 << 64:
+            # As Shoal writes them, lest two strings become the same id.
+            if _NUMBER.fullmatch(value) and int(value) < 1 << 64:
                 return encode_id(int(value)), None
-            try:
+            if _UUID.fullmatch(value):
                 return encode_id(uuid.UUID(value)), None
-            except ValueError:
-                return encode_id(uuid.uuid5(NAMESPACE, value)), value
+            return encode_id(uuid.uuid5(NAMESPACE, value)), value
     raise InvalidInput(f"id: expected an unsigned integer or a string, got {value!r:.80}")
 
 
@@ -299,7 +324,7 @@ def _document_of(value: Any, json: bool) -> dict[str, Any]:
             return value
     if value is None:
         return {}
-    if isinstance(value, list):  # Arrow's maps.
+    if isinstance(value, list) and all(isinstance(one, tuple) for one in value):  # Arrow's maps.
         value = dict(value)
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")

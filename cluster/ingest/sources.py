@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
-from shard.errors import InvalidInput, NotFound, Unavailable
+from shard.errors import InvalidInput, NotFound, ShoalError, Unavailable
 
 BATCH_ROWS = 8_192
 _LINES_BYTES = 4 << 20
@@ -86,8 +86,8 @@ class Source:
         """Every file of a known format, in order of names. Raises NotFound where there is none."""
         try:
             found = self._find()
-        except OSError as error:
-            raise Unavailable(f"source {self._url}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(f"source {self._url}", error) from error
         files = [
             SourceFile(
                 info.path,
@@ -130,16 +130,18 @@ class Source:
                 Range(number, first, min(first + step, rows), first, min(step, rows - first))
                 for first in range(0, rows, step)
             ]
-        except OSError as error:
-            raise Unavailable(f"{file.name}: {error}") from error
-        except (pa.ArrowException, ValueError) as error:
-            raise InvalidInput(f"{file.name}: {error}") from error
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise _unreadable(file.name, error) from error
 
     def read(self, file: SourceFile, part: Range, most: int | None = None) -> Iterator[Batch]:
         """The rows of ``part``, in order; or of these the first ``most``, and no more is read."""
         name = file.name.lower()
         read = self._batches(name, file, part, most)
         try:
+            now = self._fs.get_file_info(file.path)
+            # Seconds: some stores tell of parts of them in lists only.
+            if (now.size, (now.mtime_ns or 0) // 10**9) != (file.bytes, int(file.changed)):
+                raise ValueError("it has changed since the job began")
             if most is None:
                 yield from read
                 return
@@ -150,10 +152,8 @@ class Source:
                     most -= batch.columns.num_rows
                     if most <= 0:
                         return
-        except OSError as error:
-            raise Unavailable(f"{file.name}: {error}") from error
-        except (pa.ArrowException, ValueError) as error:
-            raise InvalidInput(f"{file.name}: {error}") from error
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise _unreadable(file.name, error) from error
 
     def _batches(
         self, name: str, file: SourceFile, part: Range, most: int | None
@@ -171,7 +171,8 @@ class Source:
             yield Batch(part.start, _vector_batch(vectors), {})
 
     def _find(self) -> list[pa_fs.FileInfo]:
-        if any(sign in self._root for sign in "*?["):
+        info = self._fs.get_file_info(self._root)
+        if info.type is pa_fs.FileType.NotFound and any(sign in self._root for sign in "*?["):
             fixed = self._root
             while any(sign in fixed for sign in "*?["):
                 fixed = posixpath.dirname(fixed)
@@ -183,7 +184,6 @@ class Source:
                 for info in self._fs.get_file_info(selector)
                 if fnmatch.fnmatchcase(info.path, pattern)
             ]
-        info = self._fs.get_file_info(self._root)
         if info.is_file:
             self._base = posixpath.dirname(self._root)
             return [info]
@@ -213,13 +213,14 @@ class Source:
             row = part.first_row
             for number in range(part.start, part.end):
                 batch = reader.get_batch(number)
+                batch.validate(full=True)  # What is damaged must not be looked into.
                 for first in range(0, batch.num_rows, BATCH_ROWS):
                     yield Batch(row + first, batch.slice(first, BATCH_ROWS), {})
                 row += batch.num_rows
 
     def _lines(self, file: SourceFile) -> Iterator[Batch]:
         row, rest = 0, b""
-        with self._fs.open_input_stream(file.path, compression="detect") as opened:
+        with self._fs.open_input_stream(file.path, compression=_compression(file.name)) as opened:
             while True:
                 read = opened.read(_LINES_BYTES)
                 *lines, rest = (rest + read).split(b"\n")
@@ -231,6 +232,19 @@ class Source:
                     row += len(some)
                 if not read:
                     return
+
+
+def _unreadable(what: str, error: Exception) -> ShoalError:
+    """The error for a file that cannot be read: it may pass only if the storage was at fault."""
+    passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    # What decompresses and decodes raises OSError without a number.
+    if passes and (error.errno is not None or "AWS Error" in str(error)):  # type: ignore[attr-defined]
+        return Unavailable(f"{what}: {error}")
+    return InvalidInput(f"{what}: {error}")
+
+
+def _compression(name: str) -> str | None:
+    return {".gz": "gzip", ".zst": "zstd"}.get(posixpath.splitext(name.lower())[1])
 
 
 class _Matrix(NamedTuple):
@@ -267,6 +281,8 @@ class _Matrix(NamedTuple):
             else:
                 rows, dimension = np.frombuffer(opened.read(8), "<u4", 2).tolist()
                 matrix = cls(8, rows, dimension, _BINS[suffix], 0)
+        if matrix.rows < 0 or matrix.dimension < 1:
+            raise ValueError(f"expected rows of numbers, got {matrix.rows} of {matrix.dimension}")
         if matrix.offset + matrix.rows * matrix.row_bytes > size:
             raise ValueError(f"{size} bytes: expected {matrix.rows} rows of {matrix.dimension}")
         return matrix
@@ -278,6 +294,8 @@ class _Matrix(NamedTuple):
     def read(self, opened: pa.NativeFile, start: int, end: int) -> np.ndarray[Any, Any]:
         data = opened.read_at((end - start) * self.row_bytes, self.offset + start * self.row_bytes)
         rows = np.frombuffer(data, np.uint8).reshape(end - start, self.row_bytes)
+        if self.before and (rows[:, :4] != np.array([self.dimension], "<i4").view(np.uint8)).any():
+            raise ValueError(f"expected rows of dimension {self.dimension}, got others too")
         return np.ascontiguousarray(rows[:, self.before :]).view(self.dtype)
 
 
@@ -307,7 +325,8 @@ def _line_batch(first_row: int, lines: list[bytes]) -> Batch:
                 parsed = orjson.loads(line)
                 if not isinstance(parsed, dict):
                     raise ValueError("expected a JSON object")
-            except ValueError as error:
+                orjson.dumps(parsed)  # May be nested too deeply for it.
+            except (ValueError, TypeError) as error:
                 errors[position] = f"unparsable: {error}"
                 parsed = {}
         else:

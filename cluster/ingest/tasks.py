@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import faiss
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -27,7 +28,7 @@ from cluster.catalog import Collection
 from cluster.ingest.jobs import SAMPLES, BadRow, IngestJob
 from cluster.ingest.rows import Parsed, Parser
 from cluster.ingest.sources import BATCH_ROWS, Range, Source, SourceFile
-from shard.errors import NotFound
+from shard.errors import InvalidInput, NotFound
 from shard.imports import Imports
 from shard.index.ivfpq import IvfPqIndex, sample_rows
 from shard.manifest import SegmentEntry, pack_dead
@@ -307,10 +308,15 @@ def _parse(
         if parser is None or seen != (file, batch.columns.schema):
             seen = (file, batch.columns.schema)
             dimension = work.collection.config.dimension
-            parser = Parser(work.job.columns, dimension, seen[1], work.files[file].name)
+            parser = Parser(work.job.columns, dimension, seen[1], work.files[file])
             if ignored is not None:
                 ignored.update(parser.ignored)
-        yield parser.parse(batch), file
+        try:
+            parsed = parser.parse(batch)
+        except (ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            where = f"{work.files[file].name}: rows from {batch.first_row} on"
+            raise InvalidInput(f"{where}: {error!r}") from error
+        yield parsed, file
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

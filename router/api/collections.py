@@ -246,14 +246,15 @@ async def info(request: Request, name: str) -> Response:
     context = Context.of(request)
     await context.directory.find_fresh(name)
 
-    async def describe(collection: Collection) -> dict[str, Any]:
+    async def described(collection: Collection) -> dict[str, Any]:
         shards = await context.fanout.describe(collection, timeout=context.timeout)
-        return _info(collection, shards)
+        return describe(collection, shards)
 
-    return answer(request, await context.directory.act(name, describe))
+    return answer(request, await context.directory.act(name, described))
 
 
-def _info(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
+def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
+    """A collection's info, of which ``shards`` tell."""
     errors = [shard.error for shard in shards if shard.error]
     building = any(shard.building for shard in shards)
     return {

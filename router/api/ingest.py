@@ -21,7 +21,16 @@ from shard.errors import InvalidInput, NotFound
 routes = APIRouter(prefix="/collections/{name}/ingest", tags=["Ingest"])
 
 _start = wire.Decoder(wire.StartIngest)
-_HIDDEN = ("becomes", "chunk_bytes", "cleaned", "cancel", "fingerprint", "number")
+_HIDDEN = (
+    "becomes",
+    "creates",
+    "expected_rows",
+    "chunk_bytes",
+    "cleaned",
+    "cancel",
+    "fingerprint",
+    "number",
+)
 
 
 @routes.post(
@@ -98,6 +107,7 @@ def _check_source(source: str) -> None:
 
 def _shown(job: IngestJob) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(job)
+    shown["collection"] = job.becomes or job.collection
     for field in _HIDDEN:
         del shown[field]
     return shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,12 @@ from cluster.ingest.jobs import IngestJob
 from cluster.jobs import Job, Jobs, State
 from cluster.snapshots import archive_bytes, new_name
 from router.api import wire
-from router.api.collections import CREATE_SECONDS, check_name, wait_until_answering
+from router.api.collections import (
+    CREATE_SECONDS,
+    check_name,
+    describe,
+    wait_until_answering,
+)
 from router.api.exchange import Context, answer, read_body
 from shard.errors import InvalidInput, NotFound
 
@@ -117,13 +121,12 @@ async def recover(request: Request, name: str, wait: bool = True) -> Response:
     context = Context.of(request)
     check_name(name)
     body = _recover(await read_body(request))
-    owner, snapshot = await _locate(request, name, body.location)
+    owner, snapshot, stored = await _locate(request, name, body)
     summary = await asyncio.to_thread(context.snapshots.get, owner, snapshot)
-    if body.checksum:
-        _, content = await asyncio.to_thread(context.snapshots.archive, owner, snapshot)
-        found = await asyncio.to_thread(_sha256, content)
-        if found != body.checksum.lower():
-            raise InvalidInput(f"checksum: expected {body.checksum}, the snapshot has {found}")
+    try:
+        describe(summary.collection, [])  # Its settings are as they came.
+    except Exception as error:
+        raise InvalidInput(f"location: settings of the collection: {error!r}") from error
     try:
         shard_count = (await context.directory.find_fresh(name)).shard_count
     except NotFound:
@@ -135,57 +138,82 @@ async def recover(request: Request, name: str, wait: bool = True) -> Response:
         name=f"{HIDDEN}{collection_id}",
         shard_count=shard_count,
         config=msgspec.structs.replace(
-            summary.collection.config, share=1 / shard_count, imports=()
+            summary.collection.config, share=1 / shard_count, imports=(), imports_known=0
         ),
         settings=summary.collection.settings,
     )
-    catalog = context.directory.catalog
-    await asyncio.to_thread(catalog.create, collection)
-    if not summary.rows:
-        await asyncio.to_thread(catalog.rename, collection_id, name)
-    else:
-        job = IngestJob(
-            id=uuid4().hex,
-            collection_id=collection_id,
-            collection=collection.name,
-            created=time.time(),
-            source=context.snapshots.source(owner, snapshot),
-            chunk_bytes=_CHUNK_BYTES,
-            becomes=name,
-        )
-        await asyncio.to_thread(context.ingests.add, job)
-        if not wait:
-            return _accepted(request)
+    job = IngestJob(
+        id=uuid4().hex,
+        collection_id=collection_id,
+        collection=collection.name,
+        created=time.time(),
+        source=context.snapshots.source(owner, snapshot),
+        chunk_bytes=_CHUNK_BYTES,
+        creates=collection,
+        becomes=name,
+        expected_rows=summary.rows,
+    )
+    await asyncio.to_thread(context.ingests.add, job)
+    if not wait:
+        return _accepted(request)
+    try:
         await _end_of(context.ingests, job)
+    except InvalidInput:
+        if stored:
+            await asyncio.to_thread(context.snapshots.delete, owner, snapshot)
+        raise
     renamed = await context.directory.find_fresh(name)
     await wait_until_answering(context, renamed, CREATE_SECONDS)
     return answer(request, True)
 
 
-async def _locate(request: Request, name: str, location: str) -> tuple[str, str]:
-    """The collection that a snapshot is of, and its name; a file is stored first."""
+async def _locate(request: Request, name: str, body: wire.RecoverSnapshot) -> tuple[str, str, bool]:
+    """The collection that a snapshot is of, its name, and whether it has been stored for this."""
     context = Context.of(request)
-    parts = urlsplit(location)
+    host = request.headers.get("host")
+    try:
+        parts = urlsplit(body.location)
+    except ValueError as error:
+        raise InvalidInput(f"location {body.location!r:.200}: {error}") from error
     match parts.scheme:
         case "file":
-            path = Path(unquote(parts.path))
-            return name, await asyncio.to_thread(_add, context, name, path)
-        case "http" | "https" if parts.netloc == request.headers.get("host"):
+            snapshot = await asyncio.to_thread(_add, context, name, unquote(parts.path), body)
+            return name, snapshot, True
+        case "http" | "https" if parts.netloc == host:
             match [unquote(part) for part in parts.path.split("/")]:
                 case ["", "collections", owner, "snapshots", snapshot]:
-                    return owner, snapshot
+                    await asyncio.to_thread(_check_stored, context, owner, snapshot, body)
+                    return owner, snapshot, False
     raise InvalidInput(
-        f"location {location!r:.200}: expected file:///PATH or "
-        f"http://{request.headers.get('host')}/collections/COLLECTION/snapshots/SNAPSHOT"
+        f"location {body.location!r:.200}: expected file:///PATH or "
+        f"http://{host}/collections/COLLECTION/snapshots/SNAPSHOT"
     )
 
 
-def _add(context: Context, name: str, path: Path) -> str:
+def _add(context: Context, name: str, path: str, body: wire.RecoverSnapshot) -> str:
     try:
-        with path.open("rb") as file:
+        if not Path(path).is_file():
+            raise InvalidInput(f"location: {path!r:.200} is no file here")
+        with Path(path).open("rb") as file:
+            if body.checksum:
+                _check_sum(body.checksum, hashlib.file_digest(file, "sha256").hexdigest())
+                file.seek(0)
             return context.snapshots.add(name, file)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidInput(f"location: {error}") from error
+
+
+def _check_stored(context: Context, owner: str, snapshot: str, body: wire.RecoverSnapshot) -> None:
+    if body.checksum:
+        digest = hashlib.sha256()
+        for piece in context.snapshots.archive(owner, snapshot)[1]:
+            digest.update(piece)
+        _check_sum(body.checksum, digest.hexdigest())
+
+
+def _check_sum(expected: str, found: str) -> None:
+    if found != expected.lower():
+        raise InvalidInput(f"checksum: expected {expected:.80}, the snapshot has {found}")
 
 
 async def _end_of(jobs: Jobs[J], job: J) -> J:
@@ -198,13 +226,6 @@ async def _end_of(jobs: Jobs[J], job: J) -> J:
     if job.state is not State.DONE:
         raise InvalidInput(f"job {job.id} {job.state}: {job.error}")
     return job
-
-
-def _sha256(content: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in content:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _described(summary: Summary) -> dict[str, Any]:
