@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from cluster.catalog import Collection
+from cluster.catalog import Catalog, Collection
 from cluster.export.jobs import ExportedFile, Summary
 from cluster.export.tasks import _files
 from cluster.ingest.jobs import Columns
@@ -122,8 +123,6 @@ def snapshot_of(store: LocalObjectStore, snapshots: Snapshots) -> Summary:
         collection=Collection(id="c" * 32, name="näme", shard_count=2, config=config),
         files=files,
     )
-    import msgspec
-
     for file in files:
         store.put(snapshots.prefix("näme", "s.snapshot") + file.name, b"x" * file.bytes)
     encoded = msgspec.json.encode(summary)
@@ -168,8 +167,13 @@ def test_an_archive_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShoalProcess]:
-    with ShoalProcess(tmp_path_factory.mktemp("export") / "data", "--shard-servers", "2") as one:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export") / "data"
+
+
+@pytest.fixture(scope="module")
+def shoal(data: Path) -> Iterator[ShoalProcess]:
+    with ShoalProcess(data, "--shard-servers", "2") as one:
         yield one
 
 
@@ -237,6 +241,97 @@ def test_an_export_is_ingested_as_the_same_collection(
     for body in ({}, {"destination": "relative"}, {"destination": "http://x/y"}):
         assert httpx.post(where, json=body).status_code == 400
     assert httpx.delete(f"{where}/{'0' * 32}").status_code == 404
+
+
+@pytest.mark.cluster
+def test_two_exports_do_not_share_a_place(
+    shoal: ShoalProcess, client: QdrantClient, tmp_path: Path
+) -> None:
+    fill(client, "a", 2_000)
+    fill(client, "b", 2_000)
+    jobs = [
+        httpx.post(
+            f"{shoal.url}/collections/{name}/export", json={"destination": str(tmp_path / "out")}
+        ).json()["result"]
+        for name in ("a", "b")
+    ]
+    ended = [end_of(shoal, f"{job['collection']}/export", job) for job in jobs]
+    assert sorted(job["state"] for job in ended) == ["done", "failed"]
+    (done,) = [job for job in ended if job["state"] == "done"]
+    deadline = time.monotonic() + 30
+    while (tmp_path / "out" / "export.job").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    summary = msgspec.json.decode((tmp_path / "out" / "export.json").read_bytes(), type=Summary)
+    assert summary.collection.name == done["collection"] and summary.rows == 1_998
+
+
+def end_of(shoal: ShoalProcess, where: str, job: dict[str, Any]) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while job["state"] not in ("done", "failed", "cancelled"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.1)
+        job = httpx.get(f"{shoal.url}/collections/{where}/{job['id']}").json()["result"]
+    return job
+
+
+@pytest.mark.cluster
+def test_a_bad_snapshot_leaves_the_collection_as_it_was(
+    shoal: ShoalProcess, client: QdrantClient, data: Path, tmp_path: Path
+) -> None:
+    fill(client, "kept", 1_000)
+    before = everything(client, "kept")
+    made = client.create_snapshot("kept")
+    assert made is not None
+    archive = httpx.get(f"{shoal.url}/collections/kept/snapshots/{made.name}").content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+    told = msgspec.json.decode(members["export.json"])
+
+    def changed(**changes: Any) -> Path:
+        summary = msgspec.json.decode(members["export.json"])
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            inner = summary
+            for step in parents:
+                inner = inner[int(step) if step.isdecimal() else step]
+            inner[last] = value
+        place = tmp_path / "changed.snapshot"
+        with tarfile.open(place, "w") as out:
+            for name, content in (members | {"export.json": msgspec.json.encode(summary)}).items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+        return place
+
+    bad: list[dict[str, Any]] = [
+        {"collection__config__dimension": -5},
+        {"collection__config__dimension": 13},
+        {"collection__shard_count": 0},
+        {"collection__shard_count": 10**9},
+        {"collection__settings": {"hnsw_config": 5, "vectors": "x"}},
+        {"created": 1e300},
+        {"files__0__rows": told["files"][0]["rows"] + 1},
+        {"files": []},
+    ]
+    for changes in bad:
+        with pytest.raises(UnexpectedResponse, match="400"):
+            client.recover_snapshot("kept", f"file://{changed(**changes)}")
+    for location in ("file:///tmp/a%00b", "http://[::1", "file:///dev/zero", "file:///tmp"):
+        with pytest.raises(UnexpectedResponse, match="400"):
+            client.recover_snapshot("kept", location)
+    assert everything(client, "kept") == before
+    assert [one.name for one in client.list_snapshots("kept")] == [made.name]
+    good = tmp_path / "good.snapshot"
+    good.write_bytes(archive)
+    checksum = hashlib.sha256(archive).hexdigest()
+    assert client.recover_snapshot("kept", f"file://{good}", checksum=checksum)
+    assert everything(client, "kept") == before
+    deadline = time.monotonic() + 60
+    catalog = Catalog(LocalObjectStore(data))
+    while any(one.hidden for one in catalog.collections().values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.cluster

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import io
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -274,3 +275,110 @@ def test_files_are_found_by_directory_by_name_and_by_glob(tmp_path: Path) -> Non
     for wrong in ("gs://b/x", "s3://"):
         with pytest.raises(InvalidInput):
             names(wrong)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table([[1], [2], [[1.0] * D]], names=["id", "id", "vector"]), "same name"),
+        (pa.table({"id": [1], "vector": [["1", None, "2", "3"]]}), "columns.vector"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_told(
+    tmp_path: Path, table: pa.Table, message: str
+) -> None:
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=message):
+        read(tmp_path)
+
+
+def test_odd_payloads(tmp_path: Path) -> None:
+    when = pa.array([1_700_000_000_000_000_001], pa.timestamp("ns"))
+    table = pa.table({"id": [1], "vector": [[1.0] * D], "when": when})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert payloads(read(tmp_path)) == [{"when": "2023-11-14T22:13:20"}]
+    (tmp_path / "a.parquet").unlink()
+    lines = [
+        {"id": 1, "vector": [0] * D, "title": "x"},
+        {"id": 2, "vector": [0] * D, "title": "y", "metadata": {"a": 1}},
+        {"id": 3, "vector": [0] * D, "metadata": [1]},
+        {"id": 4, "vector": [0] * D, "metadata": ["ab", "cd"]},
+    ]
+    deep = b'{"id": 5, "vector": [0, 0, 0, 0], "x": ' + b"[" * 300 + b"]" * 300 + b"}"
+    data = b"\n".join([*map(orjson.dumps, lines), deep])
+    (tmp_path / "a.jsonl").write_bytes(data)
+    parsed = read(tmp_path)
+    assert payloads(parsed) == [{"title": "x"}, {"a": 1}]
+    assert [row for row, _ in bad(parsed)] == [2, 3, 4]
+
+
+def test_strings_that_are_not_quite_ids_keep_apart(tmp_path: Path) -> None:
+    given = ["7", "007", "9" * 5_000, "0x" + "1" * 30]
+    table = pa.table({"id": given, "vector": [[1.0] * D] * len(given)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path)
+    assert ids(parsed) == [7, *(uuid5(NAMESPACE, one) for one in given[1:])]
+    assert payloads(parsed)[1] == {"id": "007"}
+
+
+def test_damaged_and_changed_files_are_named(tmp_path: Path) -> None:
+    vectors = np.ones((20, D), np.float32)
+    np.save(tmp_path / "a.npy", vectors)
+    source = Source(str(tmp_path))
+    (file,) = source.files()
+    (part,) = source.ranges(0, file, 16)
+    np.save(tmp_path / "a.npy", np.ones((30, D), np.float32))
+    with pytest.raises(InvalidInput, match=r"a\.npy: it has changed"):
+        list(source.read(file, part))
+    (tmp_path / "a.npy").unlink()
+    with pytest.raises(InvalidInput, match=r"a\.npy"):
+        list(source.read(file, part))
+
+    def header(shape: tuple[int, ...]) -> bytes:
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        return buffer.getvalue()
+
+    damaged = {
+        "a.npy": header((10**15, 0)),
+        "b.npy": header((-5, 4)),
+        "c.jsonl.gz": b"no gzip",
+        "d.parquet": b"PAR1 nothing PAR1",
+        "e.arrow": b"ARROW1\0\0 nothing",
+        "f.fbin": np.array([1_000, 0], "<u4").tobytes(),
+    }
+    for name, data in damaged.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InvalidInput, match=name):
+            read(tmp_path)
+        (tmp_path / name).unlink()
+    rows = np.hstack([np.full((4, 1), 4, "<i4").view("<f4"), np.ones((4, 4), "<f4")])
+    rows[2, 0] = np.array(9, "<i4").view("<f4")
+    (tmp_path / "g.fvecs").write_bytes(rows.astype("<f4").tobytes())
+    with pytest.raises(InvalidInput, match=r"g\.fvecs: expected rows of dimension 4"):
+        read(tmp_path)
+    # The end of a name says what it is, in capitals too; and brackets may be a name.
+    (tmp_path / "g.fvecs").unlink()
+    odd = tmp_path / "data[1]"
+    odd.mkdir()
+    line = orjson.dumps({"id": 1, "vector": [1] * D})
+    (odd / "A.JSONL.GZ").write_bytes(gzip.compress(line))
+    assert ids(read(odd)) == [1]
+
+
+def test_a_damaged_batch_is_not_looked_into(tmp_path: Path) -> None:
+    flat = pa.array(np.ones(4 * D, np.float32))
+    offsets = pa.array([0, D, 10_000_000, 3 * D, 4 * D], pa.int32())
+    lists = pa.Array.from_buffers(
+        pa.list_(pa.float32()), 4, [None, offsets.buffers()[1]], children=[flat]
+    )
+    batch = pa.record_batch([pa.array([1, 2, 3, 4]), lists], names=["id", "vector"])
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as out,
+        pa.ipc.new_file(out, batch.schema) as to,
+    ):
+        to.write_batch(batch)
+    with pytest.raises(InvalidInput, match=r"a\.arrow"):
+        read(tmp_path)

@@ -122,6 +122,21 @@ async def recover(request: Request, name: str, wait: bool = True) -> Response:
     check_name(name)
     body = _recover(await read_body(request))
     owner, snapshot, stored = await _locate(request, name, body)
+    try:
+        job = await _start(context, name, owner, snapshot)
+        if not wait:
+            return _accepted(request)
+        await _end_of(context.ingests, job)
+    except InvalidInput:
+        if stored:
+            await asyncio.to_thread(context.snapshots.delete, owner, snapshot)
+        raise
+    renamed = await context.directory.find_fresh(name)
+    await wait_until_answering(context, renamed, CREATE_SECONDS)
+    return answer(request, True)
+
+
+async def _start(context: Context, name: str, owner: str, snapshot: str) -> IngestJob:
     summary = await asyncio.to_thread(context.snapshots.get, owner, snapshot)
     try:
         describe(summary.collection, [])  # Its settings are as they came.
@@ -153,18 +168,7 @@ async def recover(request: Request, name: str, wait: bool = True) -> Response:
         becomes=name,
         expected_rows=summary.rows,
     )
-    await asyncio.to_thread(context.ingests.add, job)
-    if not wait:
-        return _accepted(request)
-    try:
-        await _end_of(context.ingests, job)
-    except InvalidInput:
-        if stored:
-            await asyncio.to_thread(context.snapshots.delete, owner, snapshot)
-        raise
-    renamed = await context.directory.find_fresh(name)
-    await wait_until_answering(context, renamed, CREATE_SECONDS)
-    return answer(request, True)
+    return await asyncio.to_thread(context.ingests.add, job)
 
 
 async def _locate(request: Request, name: str, body: wire.RecoverSnapshot) -> tuple[str, str, bool]:
