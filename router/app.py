@@ -18,6 +18,7 @@ from router import errors
 from router.api import (
     collections,
     export,
+    indexes,
     ingest,
     points,
     search,
@@ -78,7 +79,7 @@ def create_app(
         max_body_bytes=max_body_bytes,
         timeout=timeout,
     )
-    for resource in (service, collections, search, points, ingest, export, snapshots):
+    for resource in (service, collections, indexes, search, points, ingest, export, snapshots):
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)

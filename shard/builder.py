@@ -101,7 +101,7 @@ class Builder:
         self._thread.shutdown(cancel_futures=True)
         self._forget()
 
-    def _ask(self, task: Task) -> Calibration | None:
+    def _ask(self, task: Task, *, again: bool = True) -> Calibration | None:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -112,6 +112,9 @@ class Builder:
             line = b""
         if not line:
             self._forget()
+            if again and process.returncode == 0:
+                # It has ended for want of work just as there was some.
+                return self._ask(task, again=False)
             raise Unavailable(f"the process that builds indexes ended: {process.returncode}")
         outcome = msgspec.json.decode(line, type=Outcome)
         if outcome.error:

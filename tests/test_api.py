@@ -797,3 +797,74 @@ def test_payload_selectors(asked: Any, expected: Any) -> None:
 def test_paths_that_are_none(path: str) -> None:
     with pytest.raises(InvalidInput, match="with_payload"):
         Selector.of([path], default=False)
+
+
+def test_payload_indexes_are_kept_and_told(client: QdrantClient) -> None:
+    name = "indexes"
+    client.create_collection(
+        name, models.VectorParams(size=2, distance=models.Distance.DOT), shard_number=2
+    )
+    assert client.get_collection(name).payload_schema == {}
+    payloads: list[dict[str, Any]] = [
+        {"city": "Oslo", "n": 1},
+        {"city": ["Rome", "Bern"]},
+        {"n": None},
+        {},
+    ]
+    client.upsert(
+        name,
+        [
+            models.PointStruct(id=row, vector=[1.0, row], payload=payload)
+            for row, payload in enumerate(payloads)
+        ],
+    )
+    integer = models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER, lookup=True)
+    text = models.TextIndexParams(
+        type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD
+    )
+    declared: list[tuple[str, Any]] = [
+        ("city", models.PayloadSchemaType.KEYWORD),
+        ("n", integer),
+        ("a.b[].c", text),
+    ]
+    for field, schema in declared:
+        result = client.create_payload_index(name, field, schema, wait=True)
+        assert result.status == models.UpdateStatus.COMPLETED
+    found: dict[str, Any] = dict(client.get_collection(name).payload_schema)
+    assert {field: (str(one.data_type), one.points) for field, one in found.items()} == {
+        "city": ("keyword", 2),
+        "n": ("integer", 1),
+        "a.b[].c": ("text", 0),
+    }
+    assert found["n"].params.lookup is True
+    client.delete_payload_index(name, "a.b[].c")
+    client.delete_payload_index(name, "never")
+    assert set(client.get_collection(name).payload_schema) == {"city", "n"}
+    client.delete_collection(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"field_schema": "keyword"}, 400, "field_name"),
+        ({"field_name": "a"}, 400, "field_schema: expected a type"),
+        ({"field_name": "a..b", "field_schema": "keyword"}, 400, "field_name: 'a..b'"),
+        ({"field_name": "a", "field_schema": "number"}, 400, "field_schema"),
+        (
+            {"field_name": "a", "field_schema": {"type": "text", "tokenizer": "prefix"}},
+            400,
+            "field_schema.tokenizer: 'prefix' is not supported",
+        ),
+    ],
+)
+def test_payload_indexes_refuse(
+    http: httpx.Client, collection: str, body: dict[str, Any], status: int, message: str
+) -> None:
+    answered = http.put(f"/collections/{collection}/index", json=body)
+    assert message in refused(answered, status)
+    assert (
+        http.put(
+            "/collections/none/index", json={"field_name": "a", "field_schema": "bool"}
+        ).status_code
+        == 404
+    )

@@ -18,6 +18,7 @@ from cluster.catalog import Collection
 from router.api import wire
 from router.api.convert import encode_payloads
 from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.indexes import payload_schema
 from router.errors import OutOfRange
 from shard.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
 from shard.model import ShardConfig, ShardInfo
@@ -248,7 +249,8 @@ async def info(request: Request, name: str) -> Response:
 
     async def described(collection: Collection) -> dict[str, Any]:
         shards = await context.fanout.describe(collection, timeout=context.timeout)
-        return describe(collection, shards)
+        schema = await payload_schema(context, collection)
+        return describe(collection, shards) | {"payload_schema": schema}
 
     return answer(request, await context.directory.act(name, described))
 

@@ -205,6 +205,30 @@ class UpdateCollection(Body):
     metadata: dict[str, Any] | None = None
 
 
+FieldType = Literal["keyword", "integer", "float", "geo", "text", "bool", "datetime", "uuid"]
+
+
+class FieldIndexParams(Settings):
+    """Of an index of that type. Those for speed are kept and shown."""
+
+    type: FieldType
+    lookup: bool | None = None
+    range: bool | None = None
+    is_tenant: bool | None = None
+    is_principal: bool | None = None
+    on_disk: bool | None = None
+    memory: Memory | None = None
+    enable_hnsw: bool | None = None
+    tokenizer: Literal["prefix", "whitespace", "word", "multilingual"] | None = None
+    lowercase: bool | None = None
+    phrase_matching: bool | None = None
+
+
+class CreateFieldIndex(Body):
+    field_name: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    field_schema: FieldType | FieldIndexParams | None = None
+
+
 # Ingest
 
 

@@ -1,0 +1,129 @@
+"""Payload indexes, as Qdrant's clients declare them.
+
+Filters need none (`shard.matching`): what is declared is checked, kept, and told in the
+collection's info.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.catalog import Collection
+from router.api import wire
+from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.points import Ordering, Wait
+from router.errors import Malformed
+from shard import json_path
+from shard.errors import InvalidInput
+from shard.filter import Condition, Filter, PayloadField
+
+routes = APIRouter(prefix="/collections/{name}/index", tags=["Indexes"])
+
+MAX_INDEXES = 256
+SCHEMA = "payload_schema"
+"""Among a collection's settings."""
+
+_create = wire.Decoder(wire.CreateFieldIndex)
+_UPDATED = {"operation_id": 0, "status": "completed"}
+
+
+@routes.put(
+    "",
+    openapi_extra=wire.body(_create),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Create a payload index",
+)
+async def create(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Declare what a field of the payload holds."""
+    body = _create(await read_body(request))
+    _steps(body.field_name)
+    schema = body.field_schema
+    if schema is None:
+        raise Malformed("field_schema: expected a type, such as `keyword`")
+    params = None if isinstance(schema, str) else msgspec.to_builtins(schema)
+    if isinstance(schema, wire.FieldIndexParams):
+        _check_text(schema)
+    declared = {"data_type": schema if isinstance(schema, str) else schema.type, "params": params}
+
+    def add(collection: Collection) -> Collection:
+        fields = collection.settings.get(SCHEMA, {}) | {body.field_name: declared}
+        if len(fields) > MAX_INDEXES:
+            raise InvalidInput(f"field_name: expected at most {MAX_INDEXES} payload indexes")
+        return _with_schema(collection, fields)
+
+    await _change(Context.of(request), name, add)
+    return answer(request, _UPDATED)
+
+
+@routes.delete(
+    "/{field}", responses=wire.answers(wire.UpdateResult), summary="Delete a payload index"
+)
+async def delete(
+    request: Request,
+    name: str,
+    field: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Forget what a field holds; one that is not declared is passed over."""
+
+    def remove(collection: Collection) -> Collection:
+        fields = collection.settings.get(SCHEMA, {})
+        return _with_schema(collection, {one: fields[one] for one in fields if one != field})
+
+    await _change(Context.of(request), name, remove)
+    return answer(request, _UPDATED)
+
+
+async def payload_schema(context: Context, collection: Collection) -> dict[str, Any]:
+    """What is declared, with the number of points that have each field."""
+
+    async def points(field: str) -> int:
+        empty = Condition(is_empty=PayloadField(key=field))
+        encoded = Filter(must_not=empty).check("filter")
+        return await context.fanout.count(collection, filter=encoded, timeout=context.timeout)
+
+    fields: dict[str, Any] = collection.settings.get(SCHEMA, {})
+    counts = await asyncio.gather(*map(points, fields))
+    return {
+        field: {key: value for key, value in declared.items() if value is not None}
+        | {"points": count}
+        for (field, declared), count in zip(fields.items(), counts, strict=True)
+    }
+
+
+async def _change(context: Context, name: str, change: Any) -> None:
+    await asyncio.to_thread(context.directory.catalog.update, name, change)
+    await context.directory.refresh()
+
+
+def _with_schema(collection: Collection, fields: dict[str, Any]) -> Collection:
+    return msgspec.structs.replace(collection, settings=collection.settings | {SCHEMA: fields})
+
+
+def _steps(field: str) -> None:
+    try:
+        json_path.parse(field)
+    except ValueError as error:
+        raise InvalidInput(f"field_name: {error}") from None
+
+
+def _check_text(schema: wire.FieldIndexParams) -> None:
+    """Raises InvalidInput for settings that would let other texts match than those that do."""
+    for name, expected in (("tokenizer", "word"), ("lowercase", True)):
+        given = getattr(schema, name)
+        if given not in (None, expected):
+            raise InvalidInput(f"field_schema.{name}: {given!r} is not supported yet")
