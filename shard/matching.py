@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -23,18 +23,34 @@ class Matching:
         self._masks: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._lock = Lock()
 
-    def mask(self, filter: bytes, keys: Keys, payloads: Callable[[], Sequence[bytes]]) -> Mask:
-        """Of the rows with ``keys`` (n,) and ``payloads``, always the same ones: (n,)."""
+    def mask(
+        self, filter: bytes, keys: Keys, payloads: Callable[[], Iterable[Sequence[bytes]]]
+    ) -> Mask:
+        """Of the rows with ``keys`` (n,) and ``payloads``, in batches, always the same ones: (n,).
+
+        Payloads are read once for each filter, a batch at a time.
+        """
         with self._lock:
             packed = self._masks.get(filter)
             if packed is not None:
                 self._masks.move_to_end(filter)
         if packed is None:
             # Two threads may do the same work; neither waits for the other.
-            packed = np.packbits(matcher(filter).matches(keys, payloads()))
+            packed = np.packbits(_matches(filter, keys, payloads()))
             with self._lock:
                 self._masks[filter] = packed
                 while len(self._masks) > _REMEMBERED:
                     self._masks.popitem(last=False)
         mask: Mask = np.unpackbits(packed, count=len(keys)).view(np.bool_)
         return mask
+
+
+def _matches(filter: bytes, keys: Keys, payloads: Iterable[Sequence[bytes]]) -> Mask:
+    found = matcher(filter)
+    mask: Mask = np.empty(len(keys), np.bool_)
+    start = 0
+    for batch in payloads:
+        end = start + len(batch)
+        mask[start:end] = found.matches(keys[start:end], batch)
+        start = end
+    return mask

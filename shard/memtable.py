@@ -106,7 +106,7 @@ class MemtableRows:
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        return self._matching.mask(filter, self.keys, lambda: self._payloads[: self.rows])
+        return self._matching.mask(filter, self.keys, lambda: [self._payloads[: self.rows]])
 
     def payloads(self, rows: Rows) -> list[bytes]:
         return [self._payloads[row] for row in rows.tolist()]

@@ -167,10 +167,10 @@ class Segment:
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        return self._matching.mask(filter, self.keys, self._every_payload)
-
-    def _every_payload(self) -> list[bytes]:
-        return [payload for column in self._payloads for payload in column.to_pylist()]
+        columns = self._payloads
+        return self._matching.mask(
+            filter, self.keys, lambda: (column.to_pylist() for column in columns)
+        )
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""

@@ -315,6 +315,7 @@ def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantClient]:
 
 
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.parametrize("distance", list(models.Distance))
 def test_same_answers_as_the_oracle(shoal: QdrantClient, distance: models.Distance) -> None:
     run_state_machine_as_test(

@@ -27,6 +27,7 @@ def as_sent(given: models.Filter) -> Any:
     return orjson.loads(given.model_dump_json(by_alias=True, exclude_none=True))
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(deadline=None, max_examples=1_500)
 @given(filters.filters, st.lists(filters.payloads, min_size=1, max_size=6))
 def test_the_same_points_match_as_in_qdrant(
