@@ -34,6 +34,7 @@ from shard.model import (
     shards_of,
 )
 from shard.rpc.client import ShardClient
+from shard.rpc.codec import encode_edit
 from shard.rpc.merge import concatenate_points, in_order_of, merge_ascending, merge_hits
 
 T = TypeVar("T")
@@ -106,15 +107,32 @@ class Fanout:
         )
         return max(sequence for _, sequence in sequences)
 
-    async def delete_matching(
-        self, collection: Collection, filter: bytes, *, wait: bool, timeout: float
+    async def edit(
+        self,
+        collection: Collection,
+        edit: bytes,
+        keys: Keys | None,
+        filter: bytes,
+        *,
+        wait: bool,
+        timeout: float,
     ) -> int:
-        """Delete the points that ``filter`` lets through, as `write` does."""
+        """Carry out an edit, encoded, of those of ``keys`` that exist, or, None, of what ``filter``
+        lets through. As `write` otherwise.
+        """
+        if keys is None:
+            edits = dict.fromkeys(range(collection.shard_count), encode_edit(edit, None, filter))
+        else:
+            shard_of = shards_of(keys, collection.shard_count)
+            edits = {
+                shard: encode_edit(edit, keys[shard_of == shard], b"")
+                for shard in np.unique(shard_of).tolist()
+            }
         answers = await self._ask(
             collection,
-            range(collection.shard_count),
-            lambda client, shards, left: client.delete_matching(
-                collection.id, shards, filter, wait=wait, timeout=left
+            list(edits),
+            lambda client, shards, left: client.edit(
+                collection.id, {shard: edits[shard] for shard in shards}, wait=wait, timeout=left
             ),
             timeout,
         )

@@ -27,6 +27,7 @@ import msgspec
 
 from shard.builder import Builder, Source
 from shard.compaction import merged
+from shard.edits import Edit, resolve
 from shard.errors import Fenced, InvalidInput, ShoalError, Unavailable
 from shard.imports import Imports
 from shard.log import WriteAheadLog
@@ -169,6 +170,18 @@ class ShardEngine:
         self._queue.put(write)
         return write.committed
 
+    def edit(
+        self, edit: Edit, keys: Keys | None, filter: bytes, *, applied: bool = True
+    ) -> Future[int]:
+        """Carry out ``edit`` for those of ``keys`` that exist, or None: for what ``filter`` lets
+        through, as they are when its turn has come. Answers and raises as `write` does.
+
+        What takes several records of the log may come about in part.
+        """
+        write = Write([], applied, lambda: resolve(edit, self._state, keys, filter))
+        self._queue.put(write)
+        return write.committed
+
     def search(self, queries: Vectors, params: SearchParams) -> Hits:
         """The nearest points to each of ``queries``, (q, dimension) float32."""
         return self._state.view.search(self._config.prepare(queries), params)
@@ -276,6 +289,14 @@ class ShardEngine:
                     self._take_over_again(failure)
 
     def _commit(self, group: list[Write], size: int) -> None:
+        if (resolve := group[0].resolve) is not None:
+            sequence = self._state.view.sequence
+            for operation in resolve():
+                sequence = self._log.append([operation])
+                self._apply(sequence, [operation], Write([operation], False).bytes)
+                self._wait_for_room()
+            group[0].settle(sequence)
+            return
         operations = [operation for write in group for operation in write.operations]
         sequence = self._log.append(operations)
         for write in group:
@@ -284,6 +305,9 @@ class ShardEngine:
         self._apply(sequence, operations, size)
         for write in group:
             write.settle(sequence)
+        self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._has_room() or self._closing.is_set())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition
@@ -24,6 +24,9 @@ class Write:
     operations: Sequence[Operation]
     applied: bool
     """Whether the answer waits until readers see the write."""
+    resolve: Callable[[], Iterator[Operation]] | None = None
+    """Where what is to be written depends on what is there when its turn has come: the operations,
+    each of which is committed and applied before the next one is asked for."""
     committed: Future[int] = field(default_factory=Future)
 
     @property
@@ -78,9 +81,13 @@ class WriteQueue:
             group: list[Write] = []
             total = 0
             while self._writes and (not group or total + self._writes[0][1] <= MAX_GROUP_BYTES):
+                if group and self._writes[0][0].resolve is not None:
+                    break  # Alone, when all before it are applied.
                 write, size = self._writes.popleft()
                 group.append(write)
                 total += size
+                if write.resolve is not None:
+                    break
             self._bytes -= total
             return group, total
 

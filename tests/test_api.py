@@ -354,7 +354,7 @@ def test_body_over_the_limit(http: httpx.Client, collection: str) -> None:
         ("GET", "/collections/standing/points/99", 404, "Point with id 99"),
         ("GET", "/collections/standing/points/x", 400, "'x' is not a valid point ID"),
         ("GET", "/nowhere", 404, "no operation GET /nowhere"),
-        ("POST", "/collections/standing/points/payload", 405, "no operation POST"),
+        ("POST", "/collections/standing/points/1", 405, "no operation POST"),
         ("POST", "/collections/standing/facet", 404, "no operation POST"),
         ("DELETE", "/collections", 405, "no operation DELETE /collections"),
         ("PUT", "/collections/standing/points?wait=maybe", 422, "query parameters: [wait"),
@@ -868,3 +868,61 @@ def test_payload_indexes_refuse(
         ).status_code
         == 404
     )
+
+
+def test_payloads_are_changed_one_after_the_other(client: QdrantClient) -> None:
+    """Many at once set other fields of the same points: none is lost."""
+    name = "edits"
+    client.create_collection(
+        name, models.VectorParams(size=2, distance=models.Distance.EUCLID), shard_number=2
+    )
+    rows = 9_000
+    for first in range(0, rows, 3_000):
+        ids: list[Any] = list(range(first, first + 3_000))
+        vectors = [[float(one), 1.0] for one in ids]
+        client.upsert(name, models.Batch(ids=ids, vectors=vectors), wait=True)
+    everything = models.FilterSelector(filter=models.Filter())
+    below = models.FieldCondition(key="of.all", match=models.MatchValue(value=True))
+
+    def edit(number: int) -> None:
+        client.set_payload(name, {f"k{number}": number}, [3, 4], wait=True)
+
+    client.set_payload(name, {"all": True}, everything, key="of", wait=True)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(edit, range(40)))
+    expected = {"of": {"all": True}, **{f"k{number}": number for number in range(40)}}
+    assert [record.payload for record in client.retrieve(name, [3, 4])] == [expected] * 2
+    assert client.count(name, count_filter=models.Filter(must=[below])).count == rows
+    found = client.query_points(name, [5_000.0, 1.0], limit=1, with_payload=True).points[0]
+    assert (found.id, found.score, found.payload) == (5_000, 0.0, {"of": {"all": True}})
+    with pytest.raises(UnexpectedResponse, match="No point with id 90000 found"):
+        client.overwrite_payload(name, {"x": 1}, [5, 90_000], wait=True)
+    assert client.retrieve(name, [5])[0].payload == {"x": 1}
+    assert client.count(name).count == rows
+    client.clear_payload(name, everything, wait=True)
+    assert client.count(name, count_filter=models.Filter(must=[below])).count == 0
+    client.delete(name, everything, wait=True)
+    assert client.count(name).count == 0
+    client.delete_collection(name)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "message"),
+    [
+        ("POST", "payload", {"payload": {}}, "one of `points` and `filter`"),
+        ("POST", "payload", {"points": [1]}, "payload"),
+        ("POST", "payload", {"payload": {}, "points": [1], "filter": {}}, "one of `points`"),
+        ("PUT", "payload", {"payload": {}, "points": [-1]}, "points[0]"),
+        ("POST", "payload", {"payload": {}, "points": [1], "key": "a..b"}, "key: 'a..b'"),
+        ("POST", "payload", {"payload": {"n": 2**70}, "points": [1]}, "payload"),
+        ("POST", "payload/delete", {"keys": ["a["], "points": [1]}, "keys: 'a['"),
+        ("POST", "payload/delete", {"points": [1]}, "keys"),
+        ("POST", "payload/clear", {}, "one of `points` and `filter`"),
+        ("POST", "payload/clear", {"filter": {"must": {"key": "a"}}}, "filter.must"),
+    ],
+)
+def test_changes_of_payloads_refuse(
+    http: httpx.Client, collection: str, method: str, path: str, body: Any, message: str
+) -> None:
+    answered = http.request(method, f"/collections/{collection}/points/{path}", json=body)
+    assert message in refused(answered, 400)

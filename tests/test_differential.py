@@ -128,6 +128,52 @@ class Differential(RuleBasedStateMachine):
             result = client.delete(self.name, models.PointIdsList(points=given), wait=True)
             assert result.status == models.UpdateStatus.COMPLETED
 
+    @rule(
+        which=st.lists(ids, min_size=1, max_size=5) | filters.filters,
+        payload=payloads.filter(lambda one: one is not None),
+        key=st.none()
+        | st.sampled_from(["a", "b.a", "c[]", "c[0].b", "b[].a", '"a.b"', "o.a", "n"]),
+        overwrite=st.booleans(),
+    )
+    def set_payload(self, which: Any, payload: Any, key: str | None, overwrite: bool) -> None:
+        if (selector := self.existing(which)) is None:
+            return
+        for client in self.both:
+            if overwrite:
+                client.overwrite_payload(self.name, payload, selector, wait=True)
+            else:
+                client.set_payload(self.name, payload, selector, key=key, wait=True)
+
+    @rule(
+        which=st.lists(ids, min_size=1, max_size=5) | filters.filters,
+        keys=st.lists(
+            st.sampled_from(["a", "b", "a.b", "b[].a", "c[]", "c[0]", "n", "o[1].a"]),
+            min_size=1,
+            max_size=3,
+        ),
+        clear=st.booleans(),
+    )
+    def delete_payload(self, which: Any, keys: list[str], clear: bool) -> None:
+        if (selector := self.existing(which)) is None:
+            return
+        for client in self.both:
+            if clear:
+                client.clear_payload(self.name, selector, wait=True)
+            else:
+                client.delete_payload(self.name, keys, selector, wait=True)
+
+    def existing(self, which: Any) -> Any:
+        """What is selected, if it is there; some points that are not there are an error."""
+        if isinstance(which, models.Filter):
+            return models.FilterSelector(filter=which)
+        there = [one for one in which if self.oracle.retrieve(self.name, [one])]
+        return there or None
+
+    @invariant()
+    def same_payloads(self) -> None:
+        (ours, _), (theirs, _) = self.ask_both("scroll", limit=100)
+        assert_same_records(ours, theirs)
+
     @rule(filter=filters.filters)
     def delete_matching(self, filter: models.Filter) -> None:
         matching = self.oracle.count(self.name, count_filter=filter).count

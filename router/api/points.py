@@ -24,8 +24,9 @@ from router.api.exchange import Context, Timeout, answer, read_body
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import Malformed, OutOfRange
+from shard.edits import Edit
 from shard.errors import InvalidInput
-from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
+from shard.model import Keys, Points, Upsert, decode_ids, encode_id, encode_ids
 from shard.rpc.channel import MAX_MESSAGE_BYTES
 from shard.rpc.merge import take_points
 
@@ -50,7 +51,9 @@ Consistency = Annotated[
 ]
 
 _upsert = wire.Decoder(wire.Upsert)
-_delete = wire.Decoder(wire.DeletePoints)
+_delete = wire.Decoder(wire.PointsSelector)
+_set_payload = wire.Decoder(wire.SetPayload)
+_delete_payload = wire.Decoder(wire.DeletePayload)
 _retrieve = wire.Decoder(wire.RetrievePoints)
 _scroll = wire.Decoder(wire.Scroll)
 _count = wire.Decoder(wire.CountPoints)
@@ -169,27 +172,122 @@ async def delete(
     timeout: Timeout = None,
 ) -> Response:
     """Delete points by id, passing over ids that do not exist, or those that match a filter."""
-    context = Context.of(request)
     body = _delete(await read_body(request))
-    settings: Any = {"wait": wait, "timeout": timeout or context.timeout}
-    if body.filter is not None and body.points is None:
-        # An empty one lets everything through, and must be sent as such.
-        encoded = body.filter.check("filter") or b"{}"
-
-        async def write(collection: Collection) -> int:
-            return await context.fanout.delete_matching(collection, encoded, **settings)
-
-    elif body.points is not None and body.filter is None:
+    if body.points is not None:
         refuse_nothing_named(body.points)
-        operation = Delete(np.unique(parse_ids(body.points, "points")))
+    return await _edit(request, name, body, Edit(action="delete_points"), wait, timeout)
 
-        async def write(collection: Collection) -> int:
-            return await context.fanout.write(collection, [operation], **settings)
 
+async def _edit(
+    request: Request,
+    name: str,
+    body: wire.PointsSelector,
+    edit: Edit,
+    wait: bool,
+    timeout: int | None,
+) -> Response:
+    context = Context.of(request)
+    encode_payloads([edit.payload], "payload")
+    encoded = edit.check("")
+    keys, filter = None, b""
+    if body.points is not None and body.filter is None:
+        keys = np.unique(parse_ids(body.points, "points"))
+    elif body.filter is not None and body.points is None:
+        filter = body.filter.check("filter")
     else:
         raise Malformed("body: expected one of `points` and `filter`")
+    settings: Any = {"wait": wait, "timeout": timeout or context.timeout}
+
+    async def write(collection: Collection) -> int:
+        if keys is not None and not len(keys):
+            return 0
+        sequence = await context.fanout.edit(collection, encoded, keys, filter, **settings)
+        if keys is not None and edit.action != "delete_points":
+            found = await context.fanout.retrieve(
+                collection, keys, with_payload=False, with_vector=False, timeout=settings["timeout"]
+            )
+            missing = np.setdiff1d(keys, found.keys)
+            if len(missing):  # Those that there are have been changed all the same, as in Qdrant.
+                raise PointNotFound(f"No point with id {decode_ids(missing)[0]} found")
+        return sequence
 
     return _updated(request, await context.directory.act(name, write), wait)
+
+
+@routes.post(
+    "/payload",
+    openapi_extra=wire.body(_set_payload),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Set payload",
+)
+async def set_payload(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Merge fields into the payloads of points, at their top or at ``key``; null takes one away."""
+    body = _set_payload(await read_body(request))
+    edit = Edit(action="set", payload=body.payload, key=body.key)
+    return await _edit(request, name, body, edit, wait, timeout)
+
+
+@routes.put(
+    "/payload",
+    openapi_extra=wire.body(_set_payload),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Overwrite payload",
+)
+async def overwrite_payload(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Replace the payloads of points; with ``key``, merge there as setting does."""
+    body = _set_payload(await read_body(request))
+    action: Literal["set", "overwrite"] = "overwrite" if body.key is None else "set"
+    edit = Edit(action=action, payload=body.payload, key=body.key)
+    return await _edit(request, name, body, edit, wait, timeout)
+
+
+@routes.post(
+    "/payload/delete",
+    openapi_extra=wire.body(_delete_payload),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Delete payload",
+)
+async def delete_payload(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Take fields out of the payloads of points."""
+    body = _delete_payload(await read_body(request))
+    edit = Edit(action="delete", keys=body.keys)
+    return await _edit(request, name, body, edit, wait, timeout)
+
+
+@routes.post(
+    "/payload/clear",
+    openapi_extra=wire.body(_delete),
+    responses=wire.answers(wire.UpdateResult),
+    summary="Clear payload",
+)
+async def clear_payload(
+    request: Request,
+    name: str,
+    wait: Wait = False,
+    ordering: Ordering = "weak",
+    timeout: Timeout = None,
+) -> Response:
+    """Leave points with no payload."""
+    body = _delete(await read_body(request))
+    return await _edit(request, name, body, Edit(action="clear"), wait, timeout)
 
 
 async def read_points(

@@ -295,12 +295,21 @@ class Upsert(Body):
     update_mode: Literal["upsert"] | None = None
 
 
-class DeletePoints(Body):
+class PointsSelector(Body):
     """Either ``points`` or ``filter``."""
 
     points: list[RawId] | None = None
     filter: Filter | None = None
     shard_key: None = None
+
+
+class SetPayload(PointsSelector, kw_only=True):
+    payload: Payload
+    key: str | None = None
+
+
+class DeletePayload(PointsSelector, kw_only=True):
+    keys: list[str]
 
 
 class PayloadSelector(Body):

@@ -85,22 +85,17 @@ class ShardClient:
         reply = await self._call("Write", request, pb.WriteReply, timeout)
         return reply.sequence
 
-    async def delete_matching(
+    async def edit(
         self,
         collection_id: str,
-        shards: Sequence[int],
-        filter: bytes,
+        edits: Mapping[int, pb.Operation],
         *,
         wait: bool,
         timeout: float,
     ) -> int:
-        """Delete what ``filter`` lets through in ``shards``. The highest log sequence it took."""
-        operation = pb.Operation(delete_matching=pb.DeleteMatching(filter=filter))
-        request = pb.WriteRequest(
-            collection_id=collection_id,
-            writes=[pb.ShardWrite(shard=shard, operations=[operation]) for shard in shards],
-            wait=wait,
-        )
+        """Carry out in each shard its edit, of `codec.encode_edit`. The highest log sequence."""
+        writes = [pb.ShardWrite(shard=shard, operations=[one]) for shard, one in edits.items()]
+        request = pb.WriteRequest(collection_id=collection_id, writes=writes, wait=wait)
         return (await self._call("Write", request, pb.WriteReply, timeout)).sequence
 
     async def search(

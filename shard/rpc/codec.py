@@ -12,7 +12,9 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from shard.edits import Edit
 from shard.errors import InvalidInput
+from shard.filter import matcher
 from shard.model import (
     KEY_BYTES,
     KEY_DTYPE,
@@ -88,6 +90,23 @@ def decode_operations(operations: Iterable[pb.Operation], dimension: int) -> lis
             case _:
                 raise InvalidInput("operations: expected an upsert or a delete")
     return decoded
+
+
+def encode_edit(edit: bytes, keys: Keys | None, filter: bytes) -> pb.Operation:
+    """For points with ``keys``; None: for those that ``filter`` lets through."""
+    if keys is None:
+        return pb.Operation(edit=pb.Edit(edit=edit, filter=filter))
+    return pb.Operation(edit=pb.Edit(edit=edit, keys=encode_keys(keys)))
+
+
+def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | None, bytes]:
+    """The edit and which points it is for, as `encode_edit` has them. Raises InvalidInput."""
+    decoded = Edit.decode(edit.edit)
+    if edit.WhichOneof("points") == "keys":
+        return decoded, decode_keys(edit.keys, "edit.keys"), b""
+    if edit.filter:
+        matcher(edit.filter)  # What is no filter is told now.
+    return decoded, None, edit.filter
 
 
 def _decode_upsert(upsert: pb.Upsert, dimension: int) -> Upsert:

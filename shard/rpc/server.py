@@ -23,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shard.builder import Builder
 from shard.errors import InvalidInput, Overloaded
-from shard.model import KEY_BYTES, Operation, ShardConfig
+from shard.model import KEY_BYTES, ShardConfig
 from shard.objects import ObjectStore
 from shard.rpc import codec, merge
 from shard.rpc import shard_pb2 as pb
@@ -199,21 +199,17 @@ class ShardServer:
         writes = []
         for write in request.writes:
             shard = self._hosting.find((request.collection_id, write.shard))
-            resolved = [await self._resolved(shard, one) for one in write.operations]
-            operations = codec.decode_operations(resolved, shard.config.dimension)
-            writes.append((shard, operations))
+            if len(write.operations) == 1 and write.operations[0].HasField("edit"):
+                begin = partial(shard.engine.edit, *codec.decode_edit(write.operations[0].edit))
+            else:
+                dimension = shard.config.dimension
+                operations = codec.decode_operations(write.operations, dimension)
+                begin = partial(shard.engine.write, operations)
+            writes.append((shard, begin))
         sequences = await asyncio.gather(
-            *(_write_one(shard, operations, request.wait) for shard, operations in writes)
+            *(_write_one(shard, begin, request.wait) for shard, begin in writes)
         )
         return pb.WriteReply(sequence=max(sequences))
-
-    async def _resolved(self, shard: HostedShard, operation: pb.Operation) -> pb.Operation:
-        """The operation as it goes into the log, where it must mean the same at any time."""
-        if operation.WhichOneof("kind") != "delete_matching":
-            return operation
-        filter = operation.delete_matching.filter
-        (keys,) = await self._read([partial(shard.engine.matching_keys, filter)])
-        return pb.Operation(delete=pb.Delete(keys=codec.encode_keys(keys)))
 
     async def _search(self, request: pb.SearchRequest) -> pb.SearchReply:
         shards = self._find(request.target)
@@ -313,7 +309,7 @@ def _answer_searches() -> None:
     ask_for_short_slices()
 
 
-async def _write_one(shard: HostedShard, operations: list[Operation], wait: bool) -> int:
-    written = shard.engine.write(operations, applied=wait)
+async def _write_one(shard: HostedShard, begin: Callable[..., Future[int]], wait: bool) -> int:
+    written = begin(applied=wait)
     # The engine goes on with a write whose caller has gone.
     return await asyncio.shield(asyncio.wrap_future(written))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15shard/rpc/shard.proto\x12\x08shoal.v1\"H\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0f\n\x07timeout\x18\x04 \x01(\x01\"H\n\x06\x41nswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\x12\r\n\x05reply\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\"/\n\x06Target\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x03(\r\"9\n\x06Upsert\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\"\x16\n\x06\x44\x65lete\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\" \n\x0e\x44\x65leteMatching\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\x0c\"\x90\x01\n\tOperation\x12\"\n\x06upsert\x18\x01 \x01(\x0b\x32\x10.shoal.v1.UpsertH\x00\x12\"\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x10.shoal.v1.DeleteH\x00\x12\x33\n\x0f\x64\x65lete_matching\x18\x03 \x01(\x0b\x32\x18.shoal.v1.DeleteMatchingH\x00\x42\x06\n\x04kind\"D\n\nShardWrite\x12\r\n\x05shard\x18\x01 \x01(\r\x12\'\n\noperations\x18\x02 \x03(\x0b\x32\x13.shoal.v1.Operation\"Y\n\x0cWriteRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12$\n\x06writes\x18\x02 \x03(\x0b\x32\x14.shoal.v1.ShardWrite\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"\x1e\n\nWriteReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x99\x02\n\rSearchRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0f\n\x07queries\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\x12\x13\n\x06nprobe\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0coversampling\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x14\n\x0cwith_payload\x18\x08 \x01(\x08\x12\x13\n\x0bwith_vector\x18\t \x01(\x08\x12\x0e\n\x06\x66ilter\x18\n \x01(\x0c\x42\t\n\x07_nprobeB\x0f\n\r_oversamplingB\x12\n\x10_score_threshold\"U\n\x0bSearchReply\x12\x0f\n\x07lengths\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12%\n\x06points\x18\x03 \x01(\x0b\x32\x15.shoal.v1.PointsReply\"l\n\x0fRetrieveRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x14\n\x0cwith_payload\x18\x03 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x04 \x01(\x08\"\x8a\x01\n\rScrollRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x14\n\x0cwith_payload\x18\x04 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x05 \x01(\x08\x12\x0e\n\x06\x66ilter\x18\x06 \x01(\x0c\">\n\x0bPointsReply\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\"@\n\x0c\x43ountRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\x0c\"\x1b\n\nCountReply\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"3\n\x0f\x44\x65scribeRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\"\x1f\n\rDescribeReply\x12\x0e\n\x06shards\x18\x01 \x03(\x0c\x32\x9d\x03\n\x0cShardService\x12\x35\n\x05Write\x12\x16.shoal.v1.WriteRequest\x1a\x14.shoal.v1.WriteReply\x12\x38\n\x06Search\x12\x17.shoal.v1.SearchRequest\x1a\x15.shoal.v1.SearchReply\x12<\n\x08Retrieve\x12\x19.shoal.v1.RetrieveRequest\x1a\x15.shoal.v1.PointsReply\x12\x38\n\x06Scroll\x12\x17.shoal.v1.ScrollRequest\x1a\x15.shoal.v1.PointsReply\x12\x35\n\x05\x43ount\x12\x16.shoal.v1.CountRequest\x1a\x14.shoal.v1.CountReply\x12>\n\x08\x44\x65scribe\x12\x19.shoal.v1.DescribeRequest\x1a\x17.shoal.v1.DescribeReply\x12-\n\x05\x43\x61lls\x12\x0e.shoal.v1.Call\x1a\x10.shoal.v1.Answer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15shard/rpc/shard.proto\x12\x08shoal.v1\"H\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0f\n\x07timeout\x18\x04 \x01(\x01\"H\n\x06\x41nswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x05\x12\r\n\x05reply\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\"/\n\x06Target\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x03(\r\"9\n\x06Upsert\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0f\n\x07vectors\x18\x02 \x01(\x0c\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\"\x16\n\x06\x44\x65lete\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\"@\n\x04\x45\x64it\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\x0c\x12\x0e\n\x04keys\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06\x66ilter\x18\x03 \x01(\x0cH\x00\x42\x08\n\x06points\"{\n\tOperation\x12\"\n\x06upsert\x18\x01 \x01(\x0b\x32\x10.shoal.v1.UpsertH\x00\x12\"\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x10.shoal.v1.DeleteH\x00\x12\x1e\n\x04\x65\x64it\x18\x04 \x01(\x0b\x32\x0e.shoal.v1.EditH\x00\x42\x06\n\x04kind\"D\n\nShardWrite\x12\r\n\x05shard\x18\x01 \x01(\r\x12\'\n\noperations\x18\x02 \x03(\x0b\x32\x13.shoal.v1.Operation\"Y\n\x0cWriteRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12$\n\x06writes\x18\x02 \x03(\x0b\x32\x14.shoal.v1.ShardWrite\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"\x1e\n\nWriteReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x99\x02\n\rSearchRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0f\n\x07queries\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\x12\x13\n\x06nprobe\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0coversampling\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x14\n\x0cwith_payload\x18\x08 \x01(\x08\x12\x13\n\x0bwith_vector\x18\t \x01(\x08\x12\x0e\n\x06\x66ilter\x18\n \x01(\x0c\x42\t\n\x07_nprobeB\x0f\n\r_oversamplingB\x12\n\x10_score_threshold\"U\n\x0bSearchReply\x12\x0f\n\x07lengths\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12%\n\x06points\x18\x03 \x01(\x0b\x32\x15.shoal.v1.PointsReply\"l\n\x0fRetrieveRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x14\n\x0cwith_payload\x18\x03 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x04 \x01(\x08\"\x8a\x01\n\rScrollRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x14\n\x0cwith_payload\x18\x04 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x05 \x01(\x08\x12\x0e\n\x06\x66ilter\x18\x06 \x01(\x0c\">\n\x0bPointsReply\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\"@\n\x0c\x43ountRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\x0c\"\x1b\n\nCountReply\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"3\n\x0f\x44\x65scribeRequest\x12 \n\x06target\x18\x01 \x01(\x0b\x32\x10.shoal.v1.Target\"\x1f\n\rDescribeReply\x12\x0e\n\x06shards\x18\x01 \x03(\x0c\x32\x9d\x03\n\x0cShardService\x12\x35\n\x05Write\x12\x16.shoal.v1.WriteRequest\x1a\x14.shoal.v1.WriteReply\x12\x38\n\x06Search\x12\x17.shoal.v1.SearchRequest\x1a\x15.shoal.v1.SearchReply\x12<\n\x08Retrieve\x12\x19.shoal.v1.RetrieveRequest\x1a\x15.shoal.v1.PointsReply\x12\x38\n\x06Scroll\x12\x17.shoal.v1.ScrollRequest\x1a\x15.shoal.v1.PointsReply\x12\x35\n\x05\x43ount\x12\x16.shoal.v1.CountRequest\x1a\x14.shoal.v1.CountReply\x12>\n\x08\x44\x65scribe\x12\x19.shoal.v1.DescribeRequest\x1a\x17.shoal.v1.DescribeReply\x12-\n\x05\x43\x61lls\x12\x0e.shoal.v1.Call\x1a\x10.shoal.v1.Answer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,34 +41,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPSERT']._serialized_end=289
   _globals['_DELETE']._serialized_start=291
   _globals['_DELETE']._serialized_end=313
-  _globals['_DELETEMATCHING']._serialized_start=315
-  _globals['_DELETEMATCHING']._serialized_end=347
-  _globals['_OPERATION']._serialized_start=350
-  _globals['_OPERATION']._serialized_end=494
-  _globals['_SHARDWRITE']._serialized_start=496
-  _globals['_SHARDWRITE']._serialized_end=564
-  _globals['_WRITEREQUEST']._serialized_start=566
-  _globals['_WRITEREQUEST']._serialized_end=655
-  _globals['_WRITEREPLY']._serialized_start=657
-  _globals['_WRITEREPLY']._serialized_end=687
-  _globals['_SEARCHREQUEST']._serialized_start=690
-  _globals['_SEARCHREQUEST']._serialized_end=971
-  _globals['_SEARCHREPLY']._serialized_start=973
-  _globals['_SEARCHREPLY']._serialized_end=1058
-  _globals['_RETRIEVEREQUEST']._serialized_start=1060
-  _globals['_RETRIEVEREQUEST']._serialized_end=1168
-  _globals['_SCROLLREQUEST']._serialized_start=1171
-  _globals['_SCROLLREQUEST']._serialized_end=1309
-  _globals['_POINTSREPLY']._serialized_start=1311
-  _globals['_POINTSREPLY']._serialized_end=1373
-  _globals['_COUNTREQUEST']._serialized_start=1375
-  _globals['_COUNTREQUEST']._serialized_end=1439
-  _globals['_COUNTREPLY']._serialized_start=1441
-  _globals['_COUNTREPLY']._serialized_end=1468
-  _globals['_DESCRIBEREQUEST']._serialized_start=1470
-  _globals['_DESCRIBEREQUEST']._serialized_end=1521
-  _globals['_DESCRIBEREPLY']._serialized_start=1523
-  _globals['_DESCRIBEREPLY']._serialized_end=1554
-  _globals['_SHARDSERVICE']._serialized_start=1557
-  _globals['_SHARDSERVICE']._serialized_end=1970
+  _globals['_EDIT']._serialized_start=315
+  _globals['_EDIT']._serialized_end=379
+  _globals['_OPERATION']._serialized_start=381
+  _globals['_OPERATION']._serialized_end=504
+  _globals['_SHARDWRITE']._serialized_start=506
+  _globals['_SHARDWRITE']._serialized_end=574
+  _globals['_WRITEREQUEST']._serialized_start=576
+  _globals['_WRITEREQUEST']._serialized_end=665
+  _globals['_WRITEREPLY']._serialized_start=667
+  _globals['_WRITEREPLY']._serialized_end=697
+  _globals['_SEARCHREQUEST']._serialized_start=700
+  _globals['_SEARCHREQUEST']._serialized_end=981
+  _globals['_SEARCHREPLY']._serialized_start=983
+  _globals['_SEARCHREPLY']._serialized_end=1068
+  _globals['_RETRIEVEREQUEST']._serialized_start=1070
+  _globals['_RETRIEVEREQUEST']._serialized_end=1178
+  _globals['_SCROLLREQUEST']._serialized_start=1181
+  _globals['_SCROLLREQUEST']._serialized_end=1319
+  _globals['_POINTSREPLY']._serialized_start=1321
+  _globals['_POINTSREPLY']._serialized_end=1383
+  _globals['_COUNTREQUEST']._serialized_start=1385
+  _globals['_COUNTREQUEST']._serialized_end=1449
+  _globals['_COUNTREPLY']._serialized_start=1451
+  _globals['_COUNTREPLY']._serialized_end=1478
+  _globals['_DESCRIBEREQUEST']._serialized_start=1480
+  _globals['_DESCRIBEREQUEST']._serialized_end=1531
+  _globals['_DESCRIBEREPLY']._serialized_start=1533
+  _globals['_DESCRIBEREPLY']._serialized_end=1564
+  _globals['_SHARDSERVICE']._serialized_start=1567
+  _globals['_SHARDSERVICE']._serialized_end=1980
 # @@protoc_insertion_point(module_scope)

@@ -54,21 +54,25 @@ class Delete(_message.Message):
     keys: bytes
     def __init__(self, keys: _Optional[bytes] = ...) -> None: ...
 
-class DeleteMatching(_message.Message):
-    __slots__ = ("filter",)
+class Edit(_message.Message):
+    __slots__ = ("edit", "keys", "filter")
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    edit: bytes
+    keys: bytes
     filter: bytes
-    def __init__(self, filter: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, edit: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., filter: _Optional[bytes] = ...) -> None: ...
 
 class Operation(_message.Message):
-    __slots__ = ("upsert", "delete", "delete_matching")
+    __slots__ = ("upsert", "delete", "edit")
     UPSERT_FIELD_NUMBER: _ClassVar[int]
     DELETE_FIELD_NUMBER: _ClassVar[int]
-    DELETE_MATCHING_FIELD_NUMBER: _ClassVar[int]
+    EDIT_FIELD_NUMBER: _ClassVar[int]
     upsert: Upsert
     delete: Delete
-    delete_matching: DeleteMatching
-    def __init__(self, upsert: _Optional[_Union[Upsert, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., delete_matching: _Optional[_Union[DeleteMatching, _Mapping]] = ...) -> None: ...
+    edit: Edit
+    def __init__(self, upsert: _Optional[_Union[Upsert, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ...) -> None: ...
 
 class ShardWrite(_message.Message):
     __slots__ = ("shard", "operations")

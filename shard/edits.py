@@ -1,0 +1,142 @@
+"""Changes to the payloads of points that are there: set, overwrite, delete, clear.
+
+An edit is resolved by the writer of a shard, when its turn has come, into upserts of whole rows:
+the log has nothing that would have to be evaluated again. What paths mean is as in Qdrant 1.16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+
+from shard import json_path
+from shard.errors import InvalidInput
+from shard.model import Delete, Keys, Operation, Upsert
+from shard.state import ShardState
+
+_RECORD_ROWS = 4_096
+"""Rows that are rewritten by one record of the log."""
+
+
+class Edit(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become of payloads, or of points."""
+
+    action: Literal["set", "overwrite", "delete", "clear", "delete_points"]
+    payload: dict[str, Any] = {}
+    key: str | None = None
+    """Where in the payload to set; None: at its top."""
+    keys: list[str] = []
+    """Paths to delete."""
+
+    def check(self, field: str) -> bytes:
+        """The edit as it goes to the shards. Raises InvalidInput, naming what is wrong."""
+        for name, path in [("key", self.key), *(("keys", one) for one in self.keys)]:
+            if path is not None:
+                try:
+                    json_path.parse(path)
+                except ValueError as error:
+                    raise InvalidInput(f"{field}{name}: {error}") from None
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> Edit:
+        """Raises InvalidInput."""
+        try:
+            return msgspec.json.decode(data, type=Edit)
+        except msgspec.DecodeError as error:
+            raise InvalidInput(f"edit: {error}") from error
+
+
+def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> Iterator[Operation]:
+    """The operations that ``edit`` means for those of ``keys`` that exist; None: what matches.
+
+    Each is for a record of its own, and is worked out after those before it are applied.
+    """
+    found = state.view.matching_keys(filter) if keys is None else keys
+    change = _changer(edit)
+    for first in range(0, len(found), _RECORD_ROWS):
+        some = found[first : first + _RECORD_ROWS]
+        if edit.action == "delete_points":
+            yield Delete(some)
+            continue
+        points = state.retrieve(some, with_payload=True, with_vector=True)
+        assert points.payloads is not None and points.vectors is not None
+        payloads = [change(one) for one in points.payloads]
+        changed = np.flatnonzero(
+            [one != other for one, other in zip(payloads, points.payloads, strict=True)]
+        )
+        if len(changed):
+            yield Upsert(
+                points.keys[changed],
+                points.vectors[changed],
+                [payloads[row] for row in changed.tolist()],
+            )
+
+
+def _changer(edit: Edit) -> Callable[[bytes], bytes]:
+    if edit.action in ("overwrite", "clear"):
+        encoded = orjson.dumps(edit.payload) if edit.payload else b""
+        return lambda payload: encoded
+    steps = None if edit.key is None else json_path.parse(edit.key)
+    paths = [json_path.parse(path) for path in edit.keys]
+
+    def change(payload: bytes) -> bytes:
+        decoded = orjson.loads(payload) if payload else {}
+        if edit.action == "delete":
+            for path in paths:
+                _delete(decoded, path)
+        elif steps is None:
+            _merge(decoded, edit.payload)
+        else:
+            decoded = _set(decoded, steps, edit.payload)
+        return orjson.dumps(decoded) if decoded else b""
+
+    return change
+
+
+def _merge(into: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A null takes a key away."""
+    for key, value in given.items():
+        if value is None:
+            into.pop(key, None)
+        else:
+            into[key] = value
+    return into
+
+
+def _set(value: Any, steps: json_path.Steps, given: dict[str, Any]) -> Any:
+    """``value`` with ``given`` merged into what the path leads to, made where it can be."""
+    if not steps:
+        return _merge(value if isinstance(value, dict) else {}, given)
+    step, below = steps[0], steps[1:]
+    if isinstance(step, str):
+        into = value if isinstance(value, dict) else {}
+        into[step] = _set(into.get(step), below, given)
+        return into
+    if not isinstance(value, list):
+        return []
+    for number in range(len(value)) if step is None else [step]:
+        if number < len(value):
+            value[number] = _set(value[number], below, given)
+    return value
+
+
+def _delete(value: Any, steps: json_path.Steps) -> None:
+    """An item of an array is not deleted by its number: a second time it would be another one."""
+    step, below = steps[0], steps[1:]
+    if not below:
+        if isinstance(step, str) and isinstance(value, dict):
+            value.pop(step, None)
+        elif step is None and isinstance(value, list):
+            value.clear()
+        return
+    if isinstance(step, str):
+        if isinstance(value, dict) and step in value:
+            _delete(value[step], below)
+    elif isinstance(value, list):
+        for item in value if step is None else value[step : step + 1]:
+            _delete(item, below)
