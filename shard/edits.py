@@ -54,7 +54,8 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
 def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> Iterator[Operation]:
     """The operations that ``edit`` means for those of ``keys`` that exist; None: what matches.
 
-    Each is for a record of its own, and is worked out after those before it are applied.
+    Each is for a record of its own, and is worked out after those before it are applied. Raises
+    InvalidInput where a payload would become one that nobody could have sent.
     """
     found = state.view.matching_keys(filter) if keys is None else keys
     change = _changer(edit)
@@ -93,7 +94,10 @@ def _changer(edit: Edit) -> Callable[[bytes], bytes]:
             _merge(decoded, edit.payload)
         else:
             decoded = _set(decoded, steps, edit.payload)
-        return orjson.dumps(decoded) if decoded else b""
+        try:
+            return orjson.dumps(decoded) if decoded else b""
+        except TypeError as error:  # Nested more deeply than what can be written.
+            raise InvalidInput(f"payload: {error}") from error
 
     return change
 

@@ -291,11 +291,15 @@ class ShardEngine:
     def _commit(self, group: list[Write], size: int) -> None:
         if (resolve := group[0].resolve) is not None:
             sequence = self._state.view.sequence
-            for operation in resolve():
-                sequence = self._log.append([operation])
-                self._apply(sequence, [operation], Write([operation], False).bytes)
-                self._wait_for_room()
-            group[0].settle(sequence)
+            try:
+                for operation in resolve():
+                    sequence = self._log.append([operation])
+                    self._apply(sequence, [operation], Write([operation], False).bytes)
+                    self._wait_for_room()
+            except InvalidInput as error:
+                group[0].settle(error)
+            else:
+                group[0].settle(sequence)
             return
         operations = [operation for write in group for operation in write.operations]
         sequence = self._log.append(operations)

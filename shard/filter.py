@@ -28,6 +28,7 @@ from shard.model import Keys, Mask, encode_id
 EARTH_RADIUS = 6_371_008.8
 """Metres, the mean one as the IUGG has it."""
 MAX_CONDITIONS = 65_536
+MAX_DEPTH = 32
 
 Test: TypeAlias = Callable[[Any, bytes], bool]
 """Of a decoded payload and the point's key."""
@@ -177,31 +178,35 @@ class Matcher:
         )
 
 
-def _compile_filter(filter: Filter | Condition, field: str) -> tuple[Test, int]:
+def _compile_filter(filter: Filter | Condition, field: str, depth: int = 0) -> tuple[Test, int]:
     """What to test, and how many conditions there are in it."""
+    if depth > MAX_DEPTH:
+        raise InvalidInput(f"filter: expected at most {MAX_DEPTH} filters within one another")
     tests: list[Test] = []
     total = 0
     for name in ("must", "should", "must_not"):
         given: Condition | list[Condition] | None = getattr(filter, name)
         if given is None:
             continue
-        compiled = _compile_all(given, f"{field}.{name}")
+        compiled = _compile_all(given, f"{field}.{name}", depth)
         total += sum(count for _, count in compiled)
         parts = [test for test, _ in compiled]
         if not parts:
             continue  # Nothing is asked for.
         tests.append(_COMBINED[name](parts))
     if filter.min_should is not None:
-        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should")
+        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should", depth)
         total += max(1, sum(count for _, count in compiled))
         tests.append(_at_least(filter.min_should.min_count, [test for test, _ in compiled]))
     return _all_of(tests), total
 
 
-def _compile_all(given: Condition | list[Condition], field: str) -> list[tuple[Test, int]]:
+def _compile_all(
+    given: Condition | list[Condition], field: str, depth: int
+) -> list[tuple[Test, int]]:
     if isinstance(given, Condition):
-        return [_compile(given, field)]
-    return [_compile(one, f"{field}[{number}]") for number, one in enumerate(given)]
+        return [_compile(given, field, depth)]
+    return [_compile(one, f"{field}[{number}]", depth) for number, one in enumerate(given)]
 
 
 def _all_of(tests: list[Test]) -> Test:
@@ -240,11 +245,11 @@ _FIELD_TESTS = (
 _GROUPS = ("must", "should", "must_not", "min_should")
 
 
-def _compile(condition: Condition, field: str) -> tuple[Test, int]:
+def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
     given = [name for name in condition.__struct_fields__ if getattr(condition, name) is not None]
     if all(name in _GROUPS for name in given):
         # One that asks for nothing counts as well: `must_not` of it lets nothing through.
-        test, count = _compile_filter(condition, field)
+        test, count = _compile_filter(condition, field, depth + 1)
         return test, max(1, count)
     match given:
         case ["key", name] if name in _FIELD_TESTS:
@@ -263,7 +268,7 @@ def _compile(condition: Condition, field: str) -> tuple[Test, int]:
             return lambda payload, key: has, 1
         case ["nested"]:
             assert condition.nested is not None
-            return _compile_nested(condition.nested, f"{field}.nested")
+            return _compile_nested(condition.nested, f"{field}.nested", depth + 1)
     raise InvalidInput(f"{field}: {', '.join(given)} make no condition together")
 
 
@@ -359,10 +364,10 @@ def _has_id(ids: list[int | str], field: str) -> Test:
     return lambda payload, key: key in wanted
 
 
-def _compile_nested(nested: Nested, field: str) -> tuple[Test, int]:
+def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
     path = nested.key[:-2] if nested.key.endswith("[]") else nested.key
     steps = _steps(path, f"{field}.key")
-    test, count = _compile_filter(nested.filter, f"{field}.filter")
+    test, count = _compile_filter(nested.filter, f"{field}.filter", depth)
 
     def one_of(payload: Any, key: bytes) -> bool:
         # An object of an array has no id of its own.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, TypeAlias
 
+MAX_STEPS = 64
 _PART = re.compile(r'(?:"(?P<quoted>[^"]*)"|(?P<bare>[\w-]+))(?P<items>(?:\[\d*\])*)(?:\.(?!$)|$)')
 
 Steps: TypeAlias = "list[str | int | None]"
@@ -22,6 +23,8 @@ def parse(path: str) -> Steps:
     while part := _PART.match(path, end):
         steps.append(part["bare"] if part["quoted"] is None else part["quoted"])
         steps += [int(item) if item else None for item in re.findall(r"\[(\d*)\]", part["items"])]
+        if len(steps) > MAX_STEPS:
+            raise ValueError(f"{path[:80]!r}… is too long, expected at most {MAX_STEPS} steps")
         if (end := part.end()) == len(path):
             return steps
     raise ValueError(f"{path!r} is not a path, expected one such as `a.b[].c`")

@@ -926,3 +926,28 @@ def test_changes_of_payloads_refuse(
 ) -> None:
     answered = http.request(method, f"/collections/{collection}/points/{path}", json=body)
     assert message in refused(answered, 400)
+
+
+def test_what_is_nested_too_deeply_harms_nothing(http: httpx.Client) -> None:
+    name = "/collections/deep"
+    ok(http.put(name, json={"vectors": {"size": 2, "distance": "Dot"}, "shard_number": 1}))
+    deep: Any = {}
+    for _ in range(230):
+        deep = {"a": deep}
+    points = [{"id": 1, "vector": [1, 2], "payload": deep}]
+    ok(http.put(f"{name}/points?wait=true", json={"points": points}))
+    where = f"{name}/points/payload?wait=true"
+    edit = {"payload": {"b": deep}, "points": [1], "key": ".".join("a" * 40)}
+    assert "Recursion limit" in refused(http.post(where, json=edit), 400)
+    edit = {"payload": {"b": 1}, "points": [1], "key": ".".join("a" * 3_000)}
+    assert "too long" in refused(http.post(where, json=edit), 400)
+    only: Any = {"must": [{"key": "a", "match": {"value": 1}}]}
+    for _ in range(200):
+        only = {"must": [only]}
+    count = http.post(f"{name}/points/count", json={"filter": only})
+    assert "within one another" in refused(count, 400)
+    # It still takes writes.
+    ok(http.post(where, json={"payload": {"b": 1}, "points": [1], "key": "c"}))
+    found = http.get(f"{name}/points/1").json()["result"]["payload"]
+    assert found == {**deep, "c": {"b": 1}}
+    ok(http.delete(name))
