@@ -951,3 +951,21 @@ def test_what_is_nested_too_deeply_harms_nothing(http: httpx.Client) -> None:
     found = http.get(f"{name}/points/1").json()["result"]["payload"]
     assert found == {**deep, "c": {"b": 1}}
     ok(http.delete(name))
+
+
+def test_the_one_vector_may_be_given_by_its_empty_name(client: QdrantClient) -> None:
+    name = "unnamed"
+    params = models.VectorParams(size=2, distance=models.Distance.EUCLID)
+    client.create_collection(name, {"": params}, shard_number=2)
+    info: Any = client.get_collection(name).config.params.vectors
+    assert info.size == 2
+    points = [models.PointStruct(id=1, vector={"": [1.0, 2.0]})]
+    client.upsert(name, [*points, models.PointStruct(id=2, vector=[3.0, 4.0])])
+    client.upsert(name, models.Batch(ids=[3, 4], vectors={"": [[5.0, 6.0], [7.0, 8.0]]}))
+    found = client.query_points(name, [5.0, 6.0], using="", limit=1, with_vectors=True).points[0]
+    assert (found.id, found.vector) == (3, [5.0, 6.0])
+    with pytest.raises(UnexpectedResponse, match="named and sparse"):
+        client.upsert(name, [models.PointStruct(id=1, vector={"": [1.0, 2.0], "b": [1.0]})])
+    with pytest.raises(UnexpectedResponse, match="expected dim: 2, got 3"):
+        client.upsert(name, [models.PointStruct(id=1, vector={"": [1.0, 2.0, 3.0]})])
+    client.delete_collection(name)

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -170,7 +171,7 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     """Create a collection, and wait until its shards answer."""
     context = Context.of(request)
     check_name(name)
-    body = _create(await read_body(request))
+    body = _create(_unnamed_vector(await read_body(request)))
     shard_count = body.shard_number or context.default_shards
     config = ShardConfig(
         dimension=body.vectors.size, distance=body.vectors.distance, share=1 / shard_count
@@ -190,6 +191,20 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     await context.directory.refresh()
     await wait_until_answering(context, collection, timeout or CREATE_SECONDS)
     return answer(request, True)
+
+
+def _unnamed_vector(body: bytes) -> bytes:
+    """The body with the parameters of the one vector, where they are given by its empty name."""
+    if b'""' not in body:
+        return body
+    try:
+        given = orjson.loads(body)
+    except ValueError:
+        return body
+    vectors = given.get("vectors") if isinstance(given, dict) else None
+    if isinstance(vectors, dict) and vectors.keys() == {""}:
+        return orjson.dumps(given | {"vectors": vectors[""]})
+    return body
 
 
 async def wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:

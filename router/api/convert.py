@@ -67,8 +67,19 @@ def parse_vectors(rows: Sequence[Any], dimension: int) -> Vectors:
         # struct checks count and float32 range as it packs, at a third of np.array's time.
         buffer = b"".join([pack(*row) for row in rows])
     except (struct.error, OverflowError):
+        if any(isinstance(row, dict) for row in rows):
+            unnamed = [_unnamed(row) for row in rows]
+            if not any(isinstance(row, dict) for row in unnamed):
+                return parse_vectors(unnamed, dimension)
         raise _bad_vector(rows, dimension) from None
     return np.frombuffer(buffer, np.float32).reshape(len(rows), dimension)
+
+
+def _unnamed(vector: Any) -> Any:
+    """The one vector of a point, where it is given by its name, which is empty."""
+    if isinstance(vector, dict) and vector.keys() == {""} and isinstance(vector[""], list):
+        return vector[""] if all(type(one) in (int, float) for one in vector[""]) else vector
+    return vector
 
 
 def _bad_vector(rows: Sequence[Any], dimension: int) -> InvalidInput:

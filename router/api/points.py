@@ -99,8 +99,13 @@ def _columns(
         case wire.Upsert(points=None, batch=wire.Batch() as batch):
             keys = parse_ids(batch.ids, "batch.ids")
             if isinstance(batch.vectors, dict):
-                raise Malformed("batch.vectors: named vectors are not supported")
-            vectors = batch.vectors
+                # The one vector of a point has an empty name.
+                unnamed = batch.vectors.get("")
+                if len(batch.vectors) != 1 or not isinstance(unnamed, list):
+                    raise Malformed("batch.vectors: named vectors are not supported")
+                vectors = [{"": row} for row in unnamed]
+            else:
+                vectors = batch.vectors
             if len(vectors) != len(keys):
                 raise InvalidInput(
                     f"batch.vectors: expected as many as ids, {len(keys)}, got {len(vectors)}"

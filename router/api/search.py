@@ -57,6 +57,8 @@ class _Search:
         target: Any = body.vector if isinstance(body, wire.Search) else body.query
         if isinstance(target, wire.Nearest):
             target = target.nearest
+        elif isinstance(target, dict) and target.get("name") == "":
+            target = {"": target.get("vector")}
         if isinstance(target, int | str):
             target = encode_id(parse_id(target, f"{field}query"))
         selector = Selector.of(body.with_payload, default=False)
