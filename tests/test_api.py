@@ -193,7 +193,8 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/query", {"query": {"recommend": {"positive": [1]}}}, 400, "query.recommend"),
     ("POST", "/query", {"query": {"fusion": "rrf"}}, 400, "query.fusion"),
     ("POST", "/query", {"prefetch": [{}]}, 400, "prefetch: not supported"),
-    ("POST", "/query", {"query": {"nearest": VECTOR, "mmr": {}}}, 400, "query.mmr: not supp"),
+    ("POST", "/query", {"query": {"nearest": VECTOR, "mmr": {"diversity": 2}}}, 422,
+     "query.mmr.diversity"),
     ("POST", "/query", {"query": {"indices": [1], "values": [1]}}, 400, "query.indices"),
     ("POST", "/query", {"query": VECTOR, "limit": 0}, 422, "limit"),
     ("POST", "/query", {"query": VECTOR, "limit": -1}, 422, "limit"),
@@ -969,3 +970,27 @@ def test_the_one_vector_may_be_given_by_its_empty_name(client: QdrantClient) -> 
     with pytest.raises(UnexpectedResponse, match="expected dim: 2, got 3"):
         client.upsert(name, [models.PointStruct(id=1, vector={"": [1.0, 2.0, 3.0]})])
     client.delete_collection(name)
+
+
+def test_diverse_answers_are_those_of_the_oracle(client: QdrantClient) -> None:
+    """Vectors without ties, so that there is one answer."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(60, 5)).tolist()
+    oracle = QdrantClient(":memory:")
+    for distance in models.Distance:
+        for one in (client, oracle):
+            one.create_collection("diverse", models.VectorParams(size=5, distance=distance))
+            one.upsert("diverse", models.Batch(ids=list(range(60)), vectors=vectors))
+        for diversity in (None, 0.0, 0.2, 0.7, 1.0):
+            for candidates, limit, offset in ((None, 5, 0), (30, 8, 0), (20, 4, 3), (100, 60, 0)):
+                mmr = models.Mmr(diversity=diversity, candidates_limit=candidates)
+                query = models.NearestQuery(nearest=generator.normal(size=5).tolist(), mmr=mmr)
+                ours, theirs = (
+                    one.query_points("diverse", query, limit=limit, offset=offset).points
+                    for one in (client, oracle)
+                )
+                assert [hit.id for hit in ours] == [hit.id for hit in theirs]
+                assert all(hit.vector is None for hit in ours)
+        for one in (client, oracle):
+            one.delete_collection("diverse")
+    oracle.close()

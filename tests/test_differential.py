@@ -265,6 +265,35 @@ class Differential(RuleBasedStateMachine):
         )
         self.assert_same_hits(ours.points, theirs.points, ranking, selector, with_vectors)
 
+    @rule(
+        to=vectors,
+        limit=st.integers(1, 8),
+        candidates=st.none() | st.integers(1, 20),
+        diversity=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+        with_vectors=st.booleans(),
+    )
+    def query_diverse(
+        self,
+        to: list[float],
+        limit: int,
+        candidates: int | None,
+        diversity: float,
+        with_vectors: bool,
+    ) -> None:
+        mmr = models.Mmr(diversity=diversity, candidates_limit=candidates)
+        ours, theirs = self.ask_both(
+            "query_points",
+            models.NearestQuery(nearest=to, mmr=mmr),
+            limit=limit,
+            with_vectors=with_vectors,
+        )
+        assert len(ours.points) == len(theirs.points)
+        # Ties are picked in either way, and so is all that follows: the first is the nearest.
+        if ours.points:
+            first, other = ours.points[0], theirs.points[0]
+            assert first.score == pytest.approx(other.score, rel=TOLERANCE, abs=TOLERANCE)
+            assert (first.vector is None) == (other.vector is None)
+
     @rule(limit=limits, offset=offsets, selector=selectors)
     def query_nothing(self, limit: int, offset: int | None, selector: Any) -> None:
         ours, theirs = self.ask_both(

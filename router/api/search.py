@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -17,12 +18,21 @@ from cluster.catalog import Collection
 from router.api import wire
 from router.api.convert import parse_id, parse_vectors, render_points
 from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.mmr import pick
 from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wants_vector
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
 from router.hot_path import Handler
-from shard.model import KEY_DTYPE, Hits, SearchParams, Vectors, decode_id, encode_id
+from shard.model import (
+    KEY_DTYPE,
+    Hits,
+    SearchParams,
+    ShardConfig,
+    Vectors,
+    decode_id,
+    encode_id,
+)
 from shard.rpc.merge import take_points
 
 routes = APIRouter(prefix="/collections/{name}/points", tags=["Search"])
@@ -47,6 +57,8 @@ class _Search:
     offset: int
     selector: Selector
     params: SearchParams
+    mmr: wire.Mmr | None = None
+    with_vector: bool = False
 
     @staticmethod
     def of(body: wire.Query | wire.Search, field: str) -> _Search:
@@ -55,8 +67,9 @@ class _Search:
         if limit + offset > wire.MAX_HITS:
             raise OutOfRange(f"{field}limit: expected `limit` + `offset` <= {wire.MAX_HITS}")
         target: Any = body.vector if isinstance(body, wire.Search) else body.query
+        mmr = None
         if isinstance(target, wire.Nearest):
-            target = target.nearest
+            mmr, target = target.mmr, target.nearest
         elif isinstance(target, dict) and target.get("name") == "":
             target = {"": target.get("vector")}
         if isinstance(target, int | str):
@@ -64,21 +77,26 @@ class _Search:
         selector = Selector.of(body.with_payload, default=False)
         asked = body.params or wire.SearchParams()
         quantization = asked.quantization or wire.QuantizationSearchParams()
+        wanted = limit + offset if mmr is None else mmr.candidates_limit or limit
+        with_vector = wants_vector(body.with_vector)
         params = SearchParams(
             # A stored point finds itself, and is left out of the answer.
-            limit=limit + offset + isinstance(target, bytes),
+            limit=wanted + isinstance(target, bytes),
             exact=bool(asked.exact or quantization.ignore),
             nprobe=asked.nprobe,
             oversampling=quantization.oversampling,
             score_threshold=body.score_threshold,
             filter=body.filter.check(f"{field}filter") if body.filter else b"",
             with_payload=selector.wanted,
-            with_vector=wants_vector(body.with_vector),
+            with_vector=with_vector or mmr is not None,
         )
-        return _Search(target, limit, offset, selector, params)
+        return _Search(target, limit, offset, selector, params, mmr, with_vector)
 
-    def render(self, hits: Hits, start: int, end: int, *, higher_is_nearer: bool) -> Found:
-        """The answer out of this search's part of ``hits``."""
+    def render(
+        self, hits: Hits, start: int, end: int, query: Vectors, config: ShardConfig
+    ) -> Found:
+        """The answer out of this search's part of ``hits``; ``query`` (d,) is what was asked."""
+        higher_is_nearer = config.distance.higher_is_nearer
         rows = np.arange(start, end)
         if isinstance(self.target, bytes):
             rows = rows[hits.points.keys[rows] != self.target]
@@ -86,12 +104,26 @@ class _Search:
             threshold = np.float32(self.params.score_threshold)
             scores = hits.scores[rows]
             rows = rows[scores > threshold if higher_is_nearer else scores < threshold]
+        points = hits.points
+        if self.mmr is not None and points.vectors is not None:
+            rows = rows[: self.mmr.candidates_limit or self.limit]
+            rows = rows[
+                pick(
+                    config.prepare(query[None])[0],
+                    points.vectors[rows],
+                    config.distance,
+                    self.mmr.diversity,
+                    self.offset + self.limit,
+                )
+            ]
+        if not self.with_vector:
+            points = msgspec.structs.replace(points, vectors=None)
         rows = rows[self.offset : self.offset + self.limit]
         scores = hits.scores[rows]
         if not np.isfinite(scores).all():
             # JSON has no infinity; the product of two float32 numbers may overflow to it.
             scores = np.nan_to_num(scores)
-        return render_points(take_points(hits.points, rows), self.selector, scores)
+        return render_points(take_points(points, rows), self.selector, scores)
 
 
 async def _find(
@@ -111,10 +143,9 @@ async def _find(
     async def search_alike(queries: Vectors, params: SearchParams, places: list[int]) -> None:
         hits = await context.fanout.search(collection, queries, params, timeout=timeout)
         ends = np.cumsum(hits.lengths).tolist()
-        for place, start, end in zip(places, [0, *ends[:-1]], ends, strict=True):
-            found[place] = searches[place].render(
-                hits, start, end, higher_is_nearer=collection.config.distance.higher_is_nearer
-            )
+        starts = [0, *ends[:-1]]
+        for place, start, end, query in zip(places, starts, ends, queries, strict=True):
+            found[place] = searches[place].render(hits, start, end, query, collection.config)
 
     async def list_all(place: int) -> None:
         search = searches[place]

@@ -390,9 +390,14 @@ class SearchParams(Body):
     idf: None = None
 
 
+class Mmr(Body):
+    diversity: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    candidates_limit: Annotated[int, Meta(ge=1, le=16_384)] | None = None
+
+
 class Nearest(Body):
     nearest: DenseVector | int | str
-    mmr: None = None
+    mmr: Mmr | None = None
 
 
 class Query(Body):
