@@ -32,14 +32,9 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     keys: list[str] = []
     """Paths to delete."""
 
-    def check(self, field: str) -> bytes:
+    def check(self) -> bytes:
         """The edit as it goes to the shards. Raises InvalidInput, naming what is wrong."""
-        for name, path in [("key", self.key), *(("keys", one) for one in self.keys)]:
-            if path is not None:
-                try:
-                    json_path.parse(path)
-                except ValueError as error:
-                    raise InvalidInput(f"{field}{name}: {error}") from None
+        _changer(self)
         return msgspec.json.encode(self)
 
     @staticmethod
@@ -82,8 +77,8 @@ def _changer(edit: Edit) -> Callable[[bytes], bytes]:
     if edit.action in ("overwrite", "clear"):
         encoded = orjson.dumps(edit.payload) if edit.payload else b""
         return lambda payload: encoded
-    steps = None if edit.key is None else json_path.parse(edit.key)
-    paths = [json_path.parse(path) for path in edit.keys]
+    steps = None if edit.key is None else json_path.parse(edit.key, "key")
+    paths = [json_path.parse(path, "keys") for path in edit.keys]
 
     def change(payload: bytes) -> bytes:
         decoded = orjson.loads(payload) if payload else {}

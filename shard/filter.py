@@ -253,12 +253,12 @@ def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
         return test, max(1, count)
     match given:
         case ["key", name] if name in _FIELD_TESTS:
-            steps = _steps(condition.key, f"{field}.key")
+            steps = json_path.parse(condition.key or "", f"{field}.key")
             return _compile_field(condition, name, steps, f"{field}.{name}"), 1
         case ["is_empty" | "is_null" as name]:
             named = getattr(condition, name)
             if isinstance(named, PayloadField):
-                steps = _steps(named.key, f"{field}.{name}.key")
+                steps = json_path.parse(named.key, f"{field}.{name}.key")
                 return (_is_empty if name == "is_empty" else _is_null)(steps), 1
         case ["has_id"]:
             return _has_id(condition.has_id or [], f"{field}.has_id"), 1
@@ -270,13 +270,6 @@ def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
             assert condition.nested is not None
             return _compile_nested(condition.nested, f"{field}.nested", depth + 1)
     raise InvalidInput(f"{field}: {', '.join(given)} make no condition together")
-
-
-def _steps(path: str | None, field: str) -> json_path.Steps:
-    try:
-        return json_path.parse(path or "")
-    except ValueError as error:
-        raise InvalidInput(f"{field}: {error}") from None
 
 
 def _compile_field(condition: Condition, test: str, steps: json_path.Steps, field: str) -> Test:
@@ -366,7 +359,7 @@ def _has_id(ids: list[int | str], field: str) -> Test:
 
 def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
     path = nested.key[:-2] if nested.key.endswith("[]") else nested.key
-    steps = _steps(path, f"{field}.key")
+    steps = json_path.parse(path, f"{field}.key")
     test, count = _compile_filter(nested.filter, f"{field}.filter", depth)
 
     def one_of(payload: Any, key: bytes) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, TypeAlias
 
+from shard.errors import InvalidInput
+
 MAX_STEPS = 64
 _PART = re.compile(r'(?:"(?P<quoted>[^"]*)"|(?P<bare>[\w-]+))(?P<items>(?:\[\d*\])*)(?:\.(?!$)|$)')
 
@@ -16,18 +18,24 @@ Steps: TypeAlias = "list[str | int | None]"
 """A key, the number of an item, or None for all items of an array."""
 
 
-def parse(path: str) -> Steps:
-    """Raises ValueError for what is no path."""
+def parse(path: str, field: str) -> Steps:
+    """Raises InvalidInput for what is no path, naming ``field``."""
     steps: Steps = []
     end = 0
-    while part := _PART.match(path, end):
-        steps.append(part["bare"] if part["quoted"] is None else part["quoted"])
-        steps += [int(item) if item else None for item in re.findall(r"\[(\d*)\]", part["items"])]
-        if len(steps) > MAX_STEPS:
-            raise ValueError(f"{path[:80]!r}… is too long, expected at most {MAX_STEPS} steps")
-        if (end := part.end()) == len(path):
-            return steps
-    raise ValueError(f"{path!r} is not a path, expected one such as `a.b[].c`")
+    try:
+        while part := _PART.match(path, end):
+            items = re.findall(r"\[(\d*)\]", part["items"])
+            steps.append(part["bare"] if part["quoted"] is None else part["quoted"])
+            steps += [int(item) if item else None for item in items]
+            if len(steps) > MAX_STEPS:
+                raise InvalidInput(
+                    f"{field}: {path[:80]!r}… is too long, expected at most {MAX_STEPS} steps"
+                )
+            if (end := part.end()) == len(path):
+                return steps
+    except ValueError as error:  # More digits than Python reads.
+        raise InvalidInput(f"{field}: {error}") from None
+    raise InvalidInput(f"{field}: {path!r} is not a path, expected one such as `a.b[].c`")
 
 
 def values(payload: Any, steps: Steps) -> list[Any]:

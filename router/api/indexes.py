@@ -48,7 +48,7 @@ async def create(
 ) -> Response:
     """Declare what a field of the payload holds."""
     body = _create(await read_body(request))
-    _steps(body.field_name)
+    json_path.parse(body.field_name, "field_name")
     schema = body.field_schema
     if schema is None:
         raise Malformed("field_schema: expected a type, such as `keyword`")
@@ -112,13 +112,6 @@ async def _change(context: Context, name: str, change: Any) -> None:
 
 def _with_schema(collection: Collection, fields: dict[str, Any]) -> Collection:
     return msgspec.structs.replace(collection, settings=collection.settings | {SCHEMA: fields})
-
-
-def _steps(field: str) -> None:
-    try:
-        json_path.parse(field)
-    except ValueError as error:
-        raise InvalidInput(f"field_name: {error}") from None
 
 
 def _check_text(schema: wire.FieldIndexParams) -> None:

@@ -193,7 +193,7 @@ async def _edit(
 ) -> Response:
     context = Context.of(request)
     encode_payloads([edit.payload], "payload")
-    encoded = edit.check("")
+    encoded = edit.check()
     keys, filter = None, b""
     if body.points is not None and body.filter is None:
         keys = np.unique(parse_ids(body.points, "points"))

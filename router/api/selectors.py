@@ -21,10 +21,7 @@ Tree: TypeAlias = "dict[str | int | None, Tree | None]"
 def _tree(paths: list[str]) -> Tree:
     tree: Tree = {}
     for path in paths:
-        try:
-            *parents, last = json_path.parse(path)
-        except ValueError as error:
-            raise InvalidInput(f"with_payload: {error}") from None
+        *parents, last = json_path.parse(path, "with_payload")
         node: Tree | None = tree
         for step in parents:
             node = node.setdefault(step, {}) if node is not None else None
