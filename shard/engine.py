@@ -209,10 +209,6 @@ class ShardEngine:
         """How many points ``filter`` lets through; ``b""``: all."""
         return self._state.view.count(filter)
 
-    def matching_keys(self, filter: bytes) -> Keys:
-        """Keys of the points that ``filter`` lets through."""
-        return self._state.view.matching_keys(filter)
-
     def info(self) -> ShardInfo:
         """What the shard holds and is doing."""
         view = self._state.view
@@ -544,7 +540,7 @@ class ShardEngine:
         watched = self._state.watch()
         touched = [
             operation.keys
-            for record in self._log.read(self._awaited[job], watched)
+            for record in self._log.follow(self._awaited[job], watched)
             for operation in record.operations
         ]
         # Together, for whatever manifest is written next.

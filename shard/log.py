@@ -159,34 +159,21 @@ class WriteAheadLog:
         self._next = sequence + 1
         return sequence
 
-    def follow(self, after: int) -> Iterator[Record]:
-        """Every record beyond ``after`` that is there now, ascending, whoever has the log.
+    def follow(self, after: int, last: int | None = None) -> Iterator[Record]:
+        """The records beyond ``after`` up to ``last``, ascending, whoever has the log.
 
-        For a log that is not taken over here. Raises as `take_over` does, but for Fenced; and as
-        there, look for a newer snapshot afterwards.
+        ``last`` None: to the end as it is now. None of them may be truncated meanwhile; where that
+        cannot be told, look for a newer snapshot afterwards, as for `take_over`. May run beside
+        `append`. Raises Unavailable, and Corrupt when one is damaged or missing.
         """
-        self._next, self._replayed_from = after + 1, after
-        yield from self._replay()
-
-    def read(self, after: int, last: int) -> Iterator[Record]:
-        """The records beyond ``after`` up to ``last``, ascending; none of them may be truncated.
-
-        May run beside `append`. Raises Unavailable, and Corrupt when one is damaged or missing.
-        """
-        with ThreadPoolExecutor(_PREFETCH, "log-read") as pool:
-            expected = after + 1
-            for first in range(after + 1, last + 1, _PREFETCH):
-                sequences = range(first, min(first + _PREFETCH, last + 1))
-                for data in pool.map(self._get, sequences):
-                    _, operations = _decode(self._key(expected), expected, data)
-                    yield Record(expected, operations)
-                    expected += 1
-
-    def _get(self, sequence: int) -> bytes:
-        try:
-            return self._store.get(self._key(sequence))
-        except NotFound:
-            raise self._missing(sequence) from None
+        reader = WriteAheadLog(self._store, self._prefix.removesuffix("/"))
+        reader._next = after + 1
+        for record in reader._replay():
+            if last is not None and record.sequence > last:
+                return
+            yield record
+        if last is not None and reader.sequence < last:
+            raise self._missing(reader.sequence + 1)
 
     def truncate(self, covered: int) -> None:
         """Delete the batches before ``covered``, up to which a committed snapshot has everything.

@@ -190,7 +190,7 @@ def test_the_log_is_kept_while_a_job_is_awaited(shard: Shard) -> None:
         shard.engine.snapshot()
     newest = shard.manifest().sequence
     assert newest == since + 5
-    read = [record.sequence for record in log.read(since, newest)]
+    read = [record.sequence for record in log.follow(since, newest)]
     assert read == list(range(since + 1, newest + 1))
     shard.follow()
     wait_until(lambda: not shard.manifest().awaited)

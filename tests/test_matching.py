@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from shard.filter import Filter
+from shard.edits import Edit
+from shard.filter import Condition, Filter, Match
 from shard.model import Delete, SearchParams, Upsert, decode_ids, encode_ids
 from tests.test_imports import DIMENSION, Shard, wait_until
 
@@ -72,9 +73,9 @@ def test_what_matches_is_counted_listed_and_found(
     expected = ids[(numbers < bound) & (ids % 7 != 0)]
     filter = below(bound)
     assert engine.count(filter) == len(expected)
-    assert decode_ids(np.sort(engine.matching_keys(filter))) == expected.tolist()
-    listed = engine.scroll(b"", 100, with_payload=False, with_vector=False, filter=filter)
-    assert decode_ids(listed.keys) == expected[:100].tolist()
+    for limit in (100, ROWS):
+        listed = engine.scroll(b"", limit, with_payload=False, with_vector=False, filter=filter)
+        assert decode_ids(listed.keys) == expected[:limit].tolist()
 
     queries = vectors[:50] + np.float32(0.01)
     distances = ((queries[:, None, :] - vectors[expected][None]) ** 2).sum(axis=2)
@@ -85,3 +86,18 @@ def test_what_matches_is_counted_listed_and_found(
         found = np.array(decode_ids(hits.points.keys)).reshape(len(queries), -1)
         same = [len(np.intersect1d(one, other)) for one, other in zip(found, truth, strict=True)]
         assert sum(same) >= (1.0 if exact else 0.93) * truth.size
+
+
+def test_an_edit_is_for_just_what_matches(shard: Shard, numbers: np.ndarray[Any, Any]) -> None:
+    """The last one: it writes rows anew."""
+    engine = shard.engine
+    assert engine is not None
+    ids = np.arange(ROWS)
+    expected = ids[(numbers < 9_000) & (ids % 7 != 0)]
+    engine.edit(Edit(action="set", payload={"seen": True}), None, below(9_000)).result()
+    seen = Filter(must=Condition(key="seen", match=Match(value=True))).check("filter")
+    listed = engine.scroll(b"", ROWS, with_payload=False, with_vector=False, filter=seen)
+    assert decode_ids(listed.keys) == expected.tolist()
+    engine.edit(Edit(action="delete_points"), None, seen).result()
+    assert (engine.count(seen), engine.count(below(9_000))) == (0, 0)
+    assert engine.count() == np.count_nonzero(ids % 7) - len(expected)
