@@ -116,8 +116,8 @@ class _Search:
                     self.offset + self.limit,
                 )
             ]
-        if not self.with_vector:
-            points = msgspec.structs.replace(points, vectors=None)
+            if not self.with_vector:
+                points = msgspec.structs.replace(points, vectors=None)
         rows = rows[self.offset : self.offset + self.limit]
         scores = hits.scores[rows]
         if not np.isfinite(scores).all():
