@@ -66,6 +66,11 @@ class Directory:
         except KeyError:
             raise NotFound(f"Collection `{name}` doesn't exist!") from None
 
+    async def update(self, name: str, change: Callable[[Collection], Collection]) -> None:
+        """Change the collection as `Catalog.update` does. Raises NotFound, Unavailable."""
+        await asyncio.to_thread(self.catalog.update, name, change)
+        await self.refresh()
+
     async def act(self, name: str, action: Callable[[Collection], Awaitable[T]]) -> T:
         """What ``action`` answers for the collection of that name.
 

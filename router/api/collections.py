@@ -237,13 +237,8 @@ async def wait_until_answering(context: Context, collection: Collection, timeout
 )
 async def update(request: Request, name: str, timeout: Timeout = None) -> Response:
     """Change a collection's settings, those given."""
-    directory = Context.of(request).directory
     changes = _Changes.of(_update(await read_body(request)))
-    try:
-        await asyncio.to_thread(directory.catalog.update, name, changes.apply)
-    except NotFound:
-        raise NotFound(f"Collection `{name}` doesn't exist!") from None
-    await directory.refresh()
+    await Context.of(request).directory.update(name, changes.apply)
     return answer(request, True)
 
 
