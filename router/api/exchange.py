@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import Query
+from fastapi import Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,6 +45,34 @@ Timeout = Annotated[
     int | None,
     Query(ge=1, le=86_400, description="Seconds to wait for the answer, in place of the default."),
 ]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What every request that changes points may say beside its body."""
+
+    wait: bool
+    timeout: int | None
+
+
+def _write_options(
+    wait: Annotated[
+        bool,
+        Query(
+            description="Answer once the points can be searched, and not as soon as they are "
+            "durable."
+        ),
+    ] = False,
+    ordering: Annotated[
+        Literal["weak", "medium", "strong"],
+        Query(description="Every shard has a single writer: each value is as good as `strong`."),
+    ] = "weak",
+    timeout: Timeout = None,
+) -> WriteOptions:
+    return WriteOptions(wait, timeout)
+
+
+Writing = Annotated[WriteOptions, Depends(_write_options)]
 
 
 class Clock:

@@ -16,8 +16,7 @@ from starlette.responses import Response
 
 from cluster.catalog import Collection
 from router.api import wire
-from router.api.exchange import Context, Timeout, answer, read_body
-from router.api.points import Ordering, Wait
+from router.api.exchange import Context, Writing, answer, read_body
 from router.errors import Malformed
 from shard import json_path
 from shard.errors import InvalidInput
@@ -39,13 +38,7 @@ _UPDATED = {"operation_id": 0, "status": "completed"}
     responses=wire.answers(wire.UpdateResult),
     summary="Create a payload index",
 )
-async def create(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def create(request: Request, name: str, options: Writing) -> Response:
     """Declare what a field of the payload holds."""
     body = _create(await read_body(request))
     json_path.parse(body.field_name, "field_name")
@@ -63,28 +56,21 @@ async def create(
             raise InvalidInput(f"field_name: expected at most {MAX_INDEXES} payload indexes")
         return _with_schema(collection, fields)
 
-    await _change(Context.of(request), name, add)
+    await Context.of(request).directory.update(name, add)
     return answer(request, _UPDATED)
 
 
 @routes.delete(
     "/{field}", responses=wire.answers(wire.UpdateResult), summary="Delete a payload index"
 )
-async def delete(
-    request: Request,
-    name: str,
-    field: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def delete(request: Request, name: str, field: str, options: Writing) -> Response:
     """Forget what a field holds; one that is not declared is passed over."""
 
     def remove(collection: Collection) -> Collection:
         fields = collection.settings.get(SCHEMA, {})
         return _with_schema(collection, {one: fields[one] for one in fields if one != field})
 
-    await _change(Context.of(request), name, remove)
+    await Context.of(request).directory.update(name, remove)
     return answer(request, _UPDATED)
 
 
@@ -103,11 +89,6 @@ async def payload_schema(context: Context, collection: Collection) -> dict[str, 
         | {"points": count}
         for (field, declared), count in zip(fields.items(), counts, strict=True)
     }
-
-
-async def _change(context: Context, name: str, change: Any) -> None:
-    await asyncio.to_thread(context.directory.catalog.update, name, change)
-    await context.directory.refresh()
 
 
 def _with_schema(collection: Collection, fields: dict[str, Any]) -> Collection:

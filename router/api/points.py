@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,13 +20,13 @@ from router.api.convert import (
     parse_vectors,
     render_points,
 )
-from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.exchange import Context, Timeout, WriteOptions, Writing, answer, read_body
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import Malformed, OutOfRange
 from shard.edits import Edit
 from shard.errors import InvalidInput
-from shard.model import Keys, Points, Upsert, decode_ids, encode_id, encode_ids
+from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
 from shard.rpc.channel import MAX_MESSAGE_BYTES
 from shard.rpc.merge import take_points
 
@@ -36,16 +36,6 @@ DEFAULT_LIMIT = 10
 MAX_VECTOR_BYTES = MAX_MESSAGE_BYTES * 3 // 4
 """Most vectors in one answer; the rest of a shard server's message is for ids and payloads."""
 
-Wait = Annotated[
-    bool,
-    Query(
-        description="Answer once the points can be searched, and not as soon as they are durable."
-    ),
-]
-Ordering = Annotated[
-    Literal["weak", "medium", "strong"],
-    Query(description="Every shard has a single writer: each value is as good as `strong`."),
-]
 Consistency = Annotated[
     str | None, Query(description="Every read sees the single writer of a shard.")
 ]
@@ -129,8 +119,17 @@ def _columns(
     return keys, vectors, payloads
 
 
-def _updated(request: Request, sequence: int, wait: bool) -> Response:
-    status = "completed" if wait else "acknowledged"
+async def _written(
+    request: Request,
+    name: str,
+    options: WriteOptions,
+    write: Callable[[Collection, float], Awaitable[int]],
+) -> Response:
+    """The answer to ``write``, of the collection and the seconds it has, with its log sequence."""
+    context = Context.of(request)
+    timeout = options.timeout or context.timeout
+    sequence = await context.directory.act(name, lambda collection: write(collection, timeout))
+    status = "completed" if options.wait else "acknowledged"
     return answer(request, {"operation_id": sequence, "status": status})
 
 
@@ -140,27 +139,19 @@ def _updated(request: Request, sequence: int, wait: bool) -> Response:
     responses=wire.answers(wire.UpdateResult),
     summary="Upsert points",
 )
-async def upsert(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def upsert(request: Request, name: str, options: Writing) -> Response:
     """Insert points, or replace those whose ids exist. Once answered, they are durable."""
     context = Context.of(request)
     keys, vectors, payloads = _columns(_upsert(await read_body(request)))
 
-    async def write(collection: Collection) -> int:
+    async def write(collection: Collection, timeout: float) -> int:
         array = parse_vectors(vectors, collection.config.dimension)
+        operation = Upsert(keys, array, payloads)
         return await context.fanout.write(
-            collection,
-            [Upsert(keys, array, payloads)],
-            wait=wait,
-            timeout=timeout or context.timeout,
+            collection, [operation], wait=options.wait, timeout=timeout
         )
 
-    return _updated(request, await context.directory.act(name, write), wait)
+    return await _written(request, name, options, write)
 
 
 @routes.post(
@@ -169,27 +160,25 @@ async def upsert(
     responses=wire.answers(wire.UpdateResult),
     summary="Delete points",
 )
-async def delete(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def delete(request: Request, name: str, options: Writing) -> Response:
     """Delete points by id, passing over ids that do not exist, or those that match a filter."""
+    context = Context.of(request)
     body = _delete(await read_body(request))
-    if body.points is not None:
-        refuse_nothing_named(body.points)
-    return await _edit(request, name, body, Edit(action="delete_points"), wait, timeout)
+    if body.points is None or body.filter is not None:
+        return await _edit(request, name, body, Edit(action="delete_points"), options)
+    refuse_nothing_named(body.points)
+    operation = Delete(np.unique(parse_ids(body.points, "points")))
+
+    async def write(collection: Collection, timeout: float) -> int:
+        return await context.fanout.write(
+            collection, [operation], wait=options.wait, timeout=timeout
+        )
+
+    return await _written(request, name, options, write)
 
 
 async def _edit(
-    request: Request,
-    name: str,
-    body: wire.PointsSelector,
-    edit: Edit,
-    wait: bool,
-    timeout: int | None,
+    request: Request, name: str, body: wire.PointsSelector, edit: Edit, options: WriteOptions
 ) -> Response:
     context = Context.of(request)
     encode_payloads([edit.payload], "payload")
@@ -201,22 +190,23 @@ async def _edit(
         filter = body.filter.check("filter")
     else:
         raise Malformed("body: expected one of `points` and `filter`")
-    settings: Any = {"wait": wait, "timeout": timeout or context.timeout}
 
-    async def write(collection: Collection) -> int:
+    async def write(collection: Collection, timeout: float) -> int:
         if keys is not None and not len(keys):
             return 0
-        sequence = await context.fanout.edit(collection, encoded, keys, filter, **settings)
-        if keys is not None and edit.action != "delete_points":
+        sequence = await context.fanout.edit(
+            collection, encoded, keys, filter, wait=options.wait, timeout=timeout
+        )
+        if keys is not None:
             found = await context.fanout.retrieve(
-                collection, keys, with_payload=False, with_vector=False, timeout=settings["timeout"]
+                collection, keys, with_payload=False, with_vector=False, timeout=timeout
             )
             missing = np.setdiff1d(keys, found.keys)
             if len(missing):  # Those that there are have been changed all the same, as in Qdrant.
                 raise PointNotFound(f"No point with id {decode_ids(missing)[0]} found")
         return sequence
 
-    return _updated(request, await context.directory.act(name, write), wait)
+    return await _written(request, name, options, write)
 
 
 @routes.post(
@@ -225,17 +215,11 @@ async def _edit(
     responses=wire.answers(wire.UpdateResult),
     summary="Set payload",
 )
-async def set_payload(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def set_payload(request: Request, name: str, options: Writing) -> Response:
     """Merge fields into the payloads of points, at their top or at ``key``; null takes one away."""
     body = _set_payload(await read_body(request))
     edit = Edit(action="set", payload=body.payload, key=body.key)
-    return await _edit(request, name, body, edit, wait, timeout)
+    return await _edit(request, name, body, edit, options)
 
 
 @routes.put(
@@ -244,18 +228,12 @@ async def set_payload(
     responses=wire.answers(wire.UpdateResult),
     summary="Overwrite payload",
 )
-async def overwrite_payload(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def overwrite_payload(request: Request, name: str, options: Writing) -> Response:
     """Replace the payloads of points; with ``key``, merge there as setting does."""
     body = _set_payload(await read_body(request))
     action: Literal["set", "overwrite"] = "overwrite" if body.key is None else "set"
     edit = Edit(action=action, payload=body.payload, key=body.key)
-    return await _edit(request, name, body, edit, wait, timeout)
+    return await _edit(request, name, body, edit, options)
 
 
 @routes.post(
@@ -264,17 +242,11 @@ async def overwrite_payload(
     responses=wire.answers(wire.UpdateResult),
     summary="Delete payload",
 )
-async def delete_payload(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def delete_payload(request: Request, name: str, options: Writing) -> Response:
     """Take fields out of the payloads of points."""
     body = _delete_payload(await read_body(request))
     edit = Edit(action="delete", keys=body.keys)
-    return await _edit(request, name, body, edit, wait, timeout)
+    return await _edit(request, name, body, edit, options)
 
 
 @routes.post(
@@ -283,16 +255,10 @@ async def delete_payload(
     responses=wire.answers(wire.UpdateResult),
     summary="Clear payload",
 )
-async def clear_payload(
-    request: Request,
-    name: str,
-    wait: Wait = False,
-    ordering: Ordering = "weak",
-    timeout: Timeout = None,
-) -> Response:
+async def clear_payload(request: Request, name: str, options: Writing) -> Response:
     """Leave points with no payload."""
     body = _delete(await read_body(request))
-    return await _edit(request, name, body, Edit(action="clear"), wait, timeout)
+    return await _edit(request, name, body, Edit(action="clear"), options)
 
 
 async def read_points(
