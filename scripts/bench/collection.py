@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -39,7 +39,12 @@ def create(url: str, data: DataSet, shards: int) -> None:
     client.close()
 
 
-def upsert(url: str, vectors: Vectors, first_id: int = 0) -> float:
+def upsert(
+    url: str,
+    vectors: Vectors,
+    first_id: int = 0,
+    payloads: Sequence[dict[str, Any]] | None = None,
+) -> float:
     """Upsert ``vectors`` with ids from ``first_id`` on, and answer the seconds it took.
 
     Each batch is durable before the next.
@@ -47,7 +52,7 @@ def upsert(url: str, vectors: Vectors, first_id: int = 0) -> float:
     client = QdrantClient(url=url, timeout=120)
     started = time.perf_counter()
     for first in range(0, len(vectors), BATCH):
-        _upsert_batch(client, vectors, first, first_id)
+        _upsert_batch(client, vectors, first, first_id, payloads)
     took = time.perf_counter() - started
     client.close()
     return took
@@ -66,10 +71,18 @@ def keep_upserting(url: str, vectors: Vectors, enough: Callable[[], bool]) -> fl
     return rows / took
 
 
-def _upsert_batch(client: QdrantClient, vectors: Vectors, first: int, first_id: int) -> int:
+def _upsert_batch(
+    client: QdrantClient,
+    vectors: Vectors,
+    first: int,
+    first_id: int,
+    payloads: Sequence[dict[str, Any]] | None = None,
+) -> int:
     some = vectors[first : first + BATCH]
     ids: list[Any] = list(range(first_id + first, first_id + first + len(some)))
-    client.upsert(NAME, models.Batch(ids=ids, vectors=some.tolist()), wait=True)
+    carried = None if payloads is None else list(payloads[first : first + BATCH])
+    batch = models.Batch(ids=ids, vectors=some.tolist(), payloads=carried)
+    client.upsert(NAME, batch, wait=True)
     return len(some)
 
 
@@ -87,11 +100,17 @@ def settle(url: str) -> None:
 
 
 def single_queries(
-    url: str, queries: Vectors, limit: int, nprobe: int | None = None
+    url: str,
+    queries: Vectors,
+    limit: int,
+    nprobe: int | None = None,
+    filter: dict[str, Any] | None = None,
 ) -> list[bytes]:
     """A request for each of ``queries``; ``nprobe`` None: as calibrated."""
     where = f"{url}/collections/{NAME}/points/query"
-    pinned = {} if nprobe is None else {"params": {"nprobe": nprobe}}
+    pinned: dict[str, Any] = {} if nprobe is None else {"params": {"nprobe": nprobe}}
+    if filter is not None:
+        pinned["filter"] = filter
     return [
         load.request("POST", where, orjson.dumps(_query(query, limit) | pinned, option=_NUMPY))
         for query in queries

@@ -12,16 +12,12 @@ import argparse
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
-import httpx
 import numpy as np
-import orjson
-from qdrant_client import QdrantClient, models
 from rich.console import Console
 
-from scripts.bench import collection, data, load, services
+from scripts.bench import collection, data, services
 from scripts.bench.__main__ import MANY, K, closed
 from shard.index.exact import scan
 from shard.model import ShardConfig
@@ -49,23 +45,21 @@ def _measure(folder: Path, loaded: data.DataSet) -> list[dict[str, float]]:
     measured: list[dict[str, float]] = []
     with services.shoal(folder) as shoal:
         collection.create(shoal.url, loaded, _SHARDS)
-        _fill(shoal.url, loaded, numbers)
+        payloads = [{"n": number, "word": "x" * 20} for number in numbers.tolist()]
+        collection.upsert(shoal.url, loaded.vectors, payloads=payloads)
         collection.settle(shoal.url)
         for share in SELECTIVITIES:
             bound = max(K, round(share * count))
             filter: Any = {"must": [{"key": "n", "range": {"lt": bound}}]} if share < 1 else None
-            requests = _requests(shoal.url, loaded, filter)
-            began = perf_counter()
-            _ask(shoal.url, loaded, filter)
-            first = perf_counter() - began
-            idle = closed(shoal, requests, 1)
+            requests = collection.single_queries(shoal.url, loaded.queries, K, filter=filter)
+            idle = closed(shoal, requests, 1, warm_up=0)
             busy = closed(shoal, requests, MANY)
             found = np.array(collection.found(busy.every_answer()))
             measured.append(
                 {
                     "selectivity": share,
                     "recall@10": _recall(loaded, numbers < bound, found),
-                    "first, ms": 1_000 * first,
+                    "first, ms": 1_000 * float(idle.latencies[0]),
                     "1 client, p50 ms": idle.quantile(0.5),
                     f"{MANY} clients, queries/s": busy.rate,
                     "of the unfiltered rate": busy.rate / measured[0][f"{MANY} clients, queries/s"]
@@ -74,39 +68,6 @@ def _measure(folder: Path, loaded: data.DataSet) -> list[dict[str, float]]:
                 }
             )
     return measured
-
-
-def _fill(url: str, loaded: data.DataSet, numbers: np.ndarray[Any, Any]) -> None:
-    client = QdrantClient(url=url, timeout=120)
-    for first in range(0, len(loaded.vectors), collection.BATCH):
-        some = slice(first, first + collection.BATCH)
-        vectors = loaded.vectors[some].tolist()
-        client.upsert(
-            collection.NAME,
-            models.Batch(
-                ids=list(range(first, first + len(vectors))),
-                vectors=vectors,
-                payloads=[{"n": number, "word": "x" * 20} for number in numbers[some].tolist()],
-            ),
-        )
-    client.close()
-
-
-def _requests(url: str, loaded: data.DataSet, filter: Any) -> list[bytes]:
-    where = f"{url}/collections/{collection.NAME}/points/query"
-    bodies = [_body(query, filter) for query in loaded.queries]
-    option = orjson.OPT_SERIALIZE_NUMPY
-    return [load.request("POST", where, orjson.dumps(body, option=option)) for body in bodies]
-
-
-def _ask(url: str, loaded: data.DataSet, filter: Any) -> None:
-    where = f"{url}/collections/{collection.NAME}/points/query"
-    body = _body(loaded.queries[0].tolist(), filter)
-    httpx.post(where, json=body, timeout=120).raise_for_status()
-
-
-def _body(query: Any, filter: Any) -> dict[str, Any]:
-    return {"query": query, "limit": K} | ({"filter": filter} if filter else {})
 
 
 def _recall(loaded: data.DataSet, matching: np.ndarray[Any, Any], found: Any) -> float:

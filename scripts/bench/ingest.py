@@ -48,7 +48,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     arguments.add_argument("--without-upserts", action="store_true", help="spares some minutes")
     chosen = arguments.parse_args()
-    with TemporaryDirectory() as folder, s3.seaweedfs(_made(Path(folder) / "s3")) as server:
+    with TemporaryDirectory() as folder, s3.seaweedfs(Path(folder) / "s3") as server:
         os.environ.update(server.environment)
         figures = _measure(Path(folder), server, chosen.data, upserts=not chosen.without_upserts)
     Console().print_json(json.dumps(figures))
@@ -180,11 +180,6 @@ class _Watching:
     def _memory(self) -> None:
         while not self._over.wait(1.0):
             self.peak = max(self.peak, self._shoal.anonymous_bytes(""))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 if __name__ == "__main__":

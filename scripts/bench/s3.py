@@ -66,7 +66,8 @@ def weed() -> Path:
 
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS over ``folder``, which is deleted afterwards."""
+    """SeaweedFS over ``folder``, made when missing and deleted afterwards."""
+    folder.mkdir(exist_ok=True)
     config = folder / "s3.json"
     identity = {
         "name": "tests",
