@@ -14,6 +14,7 @@ from shard.objects import ObjectStore
 from shard.objects.document import VersionedDocument, decode_stored
 
 CATALOG = "cluster/catalog"
+MAX_SHARDS = 1_024
 HIDDEN = "\x1f"
 """What the name of a collection begins with that is not there yet for users; no name of theirs
 has this character."""

@@ -113,9 +113,9 @@ class Driving(ABC, Generic[J]):
 
         self.job = self.jobs.change(self.job_id, change)
 
-    def end(self, state: State, error: str = "") -> None:
-        """Tell that the job is over."""
-        self.tell(state=state, error=error, finished=time())
+    def end(self, state: State, error: str = "", **fields: Any) -> None:
+        """Tell that the job is over, and ``fields``."""
+        self.tell(state=state, error=error, finished=time(), **fields)
         logger.info("job %s: %s %s", self.job_id, state, error)
 
     def commit(self) -> bool:

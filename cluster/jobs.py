@@ -58,6 +58,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cleaned: bool = False
     """Whether nothing is left to be done for it."""
 
+    @property
+    def named(self) -> str:
+        """The collection that it is for, as users know it."""
+        return self.collection
+
 
 J = TypeVar("J", bound=Job)
 

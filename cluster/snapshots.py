@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import msgspec
 
+from cluster.catalog import MAX_SHARDS
 from cluster.export.jobs import SUMMARY, ExportedFile, Summary
 from shard.errors import Corrupt, InvalidInput, NotFound
 from shard.model import MAX_DIMENSION
@@ -20,7 +21,6 @@ from shard.objects import ObjectStore, local_directory
 from shard.objects.document import decode_stored
 from shard.objects.keys import is_key
 
-MAX_SHARDS = 1_024
 _READ_BYTES = 4 << 20
 _SUMMARY_BYTES = 16 << 20
 

@@ -70,25 +70,27 @@ class IngestDriving(Driving[IngestJob]):
         self._told_at = 0.0
 
     def work(self, collection: Collection) -> None:
-        if self.job.creates is not None and not self.job.expected_rows:
+        recovery = self.job.recovery
+        if recovery is not None and not recovery.rows:
             # Its shards must show that they can be opened before another one gives way to it.
             self._wait_for_shards(collection, lambda manifest: manifest.epoch > 0)
         else:
             if self.job.state is not State.COMMITTING and not self._load(collection):
                 return
             self._wait_for_shards(collection, self._is_taken_in)
-        if self.job.becomes:
-            Catalog(self.store).rename(collection.id, self.job.becomes)
+        if recovery is not None:
+            Catalog(self.store).rename(collection.id, recovery.name)
         self.end(State.DONE)
 
     def collection(self) -> Collection:
         try:
             return super().collection()
         except NotFound:
-            if self.job.creates is None or self.job.state not in (State.QUEUED, State.PLANNING):
+            recovery = self.job.recovery
+            if recovery is None or self.job.state not in (State.QUEUED, State.PLANNING):
                 raise
-            Catalog(self.store).create(self.job.creates)
-            return self.job.creates
+            Catalog(self.store).create(recovery.collection)
+            return recovery.collection
 
     def _load(self, collection: Collection) -> bool:
         """Bring the job to its commitment. False where there is nothing to do."""
@@ -103,12 +105,8 @@ class IngestDriving(Driving[IngestJob]):
                 and other.collection_id == self.job.collection_id
                 and other.id != self.job_id
             ):
-                self.tell(
-                    state=State.DONE,
-                    finished=time(),
-                    same_as=other.same_as or other.id,
-                    fingerprint=fingerprint,
-                )
+                same = other.same_as or other.id
+                self.end(State.DONE, same_as=same, fingerprint=fingerprint)
                 return False
         self.tell(fingerprint=fingerprint, rows_total=sum(plan.rows))
         work = Work(
@@ -132,11 +130,11 @@ class IngestDriving(Driving[IngestJob]):
             bad=samples[:SAMPLES],
         )
         self._check_bad_rows()
-        if self.job.creates is not None and self.job.rows_loaded != self.job.expected_rows:
+        recovery = self.job.recovery
+        if recovery is not None and self.job.rows_loaded != recovery.rows:
             raise InvalidInput(
-                f"{self.job.rows_loaded} rows, expected {self.job.expected_rows} of the snapshot"
+                f"{self.job.rows_loaded} rows, expected {recovery.rows} of the snapshot"
             )
-
         return self.commit()
 
     # Steps
@@ -270,8 +268,8 @@ class IngestDriving(Driving[IngestJob]):
 
     def clean(self) -> None:
         taken_in = self.job.state is State.DONE and not self.job.same_as
-        if self.job.creates is not None and not taken_in:
-            Catalog(self.store).delete(self.job.creates.name)
+        if self.job.recovery is not None and not taken_in:
+            Catalog(self.store).delete(self.job.recovery.collection.name)
         try:
             collection = super().collection()
         except NotFound:

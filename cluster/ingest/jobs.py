@@ -29,6 +29,17 @@ class BadRow(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Recovery(msgspec.Struct, frozen=True):
+    """A load that makes its collection, and puts it into the place of another once it is whole."""
+
+    collection: Collection
+    """Hidden."""
+    name: str
+    """That it takes then."""
+    rows: int
+    """How many have to be loaded."""
+
+
 class IngestJob(Job, frozen=True, kw_only=True):
     """One bulk load. Once it is over, its rejects are all that may be left of it."""
 
@@ -39,11 +50,7 @@ class IngestJob(Job, frozen=True, kw_only=True):
     """Raw vectors that a task holds in memory."""
     again: bool = False
     """Whether to load what has been loaded before."""
-    creates: Collection | None = None
-    """A hidden collection to make first, which takes the name `becomes` when it is loaded whole."""
-    becomes: str = ""
-    expected_rows: int = 0
-    """What has to be loaded of one that is made."""
+    recovery: Recovery | None = None
     fingerprint: str = ""
     """Of source, columns and the files as they were found."""
     rows_total: int = 0
@@ -55,6 +62,10 @@ class IngestJob(Job, frozen=True, kw_only=True):
     ignored_columns: list[str] = msgspec.field(default_factory=list)
     same_as: str = ""
     """The job that has loaded the same before; this one had nothing to do."""
+
+    @property
+    def named(self) -> str:
+        return self.recovery.name if self.recovery else self.collection
 
     @property
     def key(self) -> str:

@@ -60,7 +60,7 @@ class Parser:
         self._id = columns.id or next((name for name in _IDS if name in names), None)
         self._vector = columns.vector or _vector_column(schema)
         for role, name in (("columns.id", self._id), ("columns.vector", self._vector)):
-            if name is not None and name not in names and not _is_json(schema):
+            if name is not None and name not in names and not self._json:
                 raise InvalidInput(f"{role}: no column {name!r} in {file.name}, which has {names}")
         if self._vector is None:
             raise InvalidInput(
@@ -82,7 +82,7 @@ class Parser:
                     taken |= {self._document, *self.ignored}
                     self._fields = [name for name in names if name not in taken]
         for name in [*self._fields, *([self._document] if self._document else [])]:
-            if name not in names and not _is_json(schema):
+            if name not in names and not self._json:
                 raise InvalidInput(
                     f"columns.payload: no column {name!r} in {file.name}, it has {names}"
                 )
@@ -179,7 +179,7 @@ class Parser:
     def _keys(self, batch: Batch, errors: dict[int, str]) -> tuple[Keys, dict[int, str]]:
         """A key for each row, and by position the strings that keys were made of."""
         columns = batch.columns
-        if self._id is None or (self._id not in columns.schema.names and _is_json(columns.schema)):
+        if self._id is None or (self._id not in columns.schema.names and self._json):
             return self._made(batch.first_row, columns.num_rows), {}
         column = columns.column(self._id)
         if pa.types.is_integer(column.type):

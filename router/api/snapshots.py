@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 
 from cluster.catalog import HIDDEN, Collection
 from cluster.export.jobs import ExportJob, Summary
-from cluster.ingest.jobs import IngestJob
+from cluster.ingest.jobs import IngestJob, Recovery
 from cluster.jobs import Job, Jobs, State
 from cluster.snapshots import archive_bytes, new_name
 from router.api import wire
@@ -164,9 +164,7 @@ async def _start(context: Context, name: str, owner: str, snapshot: str) -> Inge
         created=time.time(),
         source=context.snapshots.source(owner, snapshot),
         chunk_bytes=_CHUNK_BYTES,
-        creates=collection,
-        becomes=name,
-        expected_rows=summary.rows,
+        recovery=Recovery(collection, name, summary.rows),
     )
     return await asyncio.to_thread(context.ingests.add, job)
 

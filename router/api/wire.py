@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct, inspect
 
+from cluster.catalog import MAX_SHARDS
 from cluster.ingest.jobs import BadRow, Columns
 from router.errors import Malformed, OutOfRange
 from shard.filter import Filter
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 MAX_HITS = 100_000
 """Most points that one search or page may ask for, offset included."""
-MAX_SHARDS = 1_024
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=MAX_HITS)]
