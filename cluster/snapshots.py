@@ -146,7 +146,7 @@ def _check(summary: Summary) -> None:
     """Raises InvalidInput for what no export has written."""
     collection, config = summary.collection, summary.collection.config
     for name, value, least, most in (
-        ("dimension", config.dimension, 1, MAX_DIMENSION),
+        *(("dimension", one.dimension, 1, MAX_DIMENSION) for one in config.vectors.values()),
         ("shard_count", collection.shard_count, 1, MAX_SHARDS),
         ("recall_target", config.recall_target, 0, 1),
         ("flat_threshold", config.flat_threshold, 0, 2**31),

@@ -20,10 +20,8 @@ from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
-import numpy as np
-
 from cluster.catalog import Collection
-from shard.model import Hits, SearchParams, Vectors
+from shard.model import Hits, SearchParams, VectorColumn
 from shard.rpc.merge import split_hits
 
 UNDER_WAY = 1
@@ -35,12 +33,12 @@ MAX_BATCH = 64
 _GRACE_SECONDS = 0.25
 """For the batch's own error, which tells more than that time is over."""
 
-Send: TypeAlias = Callable[[Collection, Vectors, SearchParams, float], Awaitable[Hits]]
+Send: TypeAlias = Callable[[Collection, VectorColumn, SearchParams, float], Awaitable[Hits]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    queries: Vectors
+    queries: VectorColumn
     deadline: float
     found: asyncio.Future[Hits]
 
@@ -53,10 +51,10 @@ class SearchBatcher:
         self._lanes: dict[tuple[str, SearchParams], _Lane] = {}
 
     async def search(
-        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
     ) -> Hits:
-        """What ``send`` answers for ``queries`` (n, dimension), and raises what it raises."""
-        if len(queries) >= MAX_BATCH:
+        """What ``send`` answers for ``queries``, and raises what it raises."""
+        if queries.rows >= MAX_BATCH:
             return await self._send(collection, queries, params, timeout)
         key = (collection.id, params)
         lane = self._lanes.get(key)
@@ -80,7 +78,7 @@ class _Lane:
         self._batches: set[asyncio.Task[None]] = set()
         self._filling = False
 
-    async def search(self, queries: Vectors, timeout: float) -> Hits:
+    async def search(self, queries: VectorColumn, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(queries, monotonic() + timeout, found))
         self._fill_soon()
@@ -127,7 +125,7 @@ class _Lane:
         while self._waiting:
             one = self._waiting[0]
             if not one.found.done():
-                size += len(one.queries)
+                size += one.queries.rows
                 if batch and size > MAX_BATCH:
                     break
                 batch.append(one)
@@ -139,9 +137,7 @@ class _Lane:
         self._fill_soon()
 
     async def _run(self, batch: list[_Waiting]) -> None:
-        queries = (
-            batch[0].queries if len(batch) == 1 else np.concatenate([one.queries for one in batch])
-        )
+        queries = VectorColumn.concatenate([one.queries for one in batch])
         timeout = max(one.deadline for one in batch) - monotonic()
         try:
             hits = await self._send(self._collection, queries, self._params, timeout)
@@ -154,7 +150,7 @@ class _Lane:
                 if not one.found.done():
                     one.found.set_exception(error)
             return
-        parts = split_hits(hits, [len(one.queries) for one in batch])
+        parts = split_hits(hits, [one.queries.rows for one in batch])
         for one, part in zip(batch, parts, strict=True):
             if not one.found.done():
                 one.found.set_result(part)

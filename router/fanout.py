@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
@@ -23,6 +24,7 @@ from router.batching import SearchBatcher
 from shard.errors import NotFound, Unavailable
 from shard.model import (
     Delete,
+    Frequencies,
     Hits,
     Keys,
     Operation,
@@ -30,7 +32,7 @@ from shard.model import (
     SearchParams,
     ShardInfo,
     Upsert,
-    Vectors,
+    VectorColumn,
     shards_of,
 )
 from shard.rpc.client import ShardClient
@@ -139,16 +141,18 @@ class Fanout:
         return max(sequence for _, sequence in answers)
 
     async def search(
-        self, collection: Collection, queries: Vectors, params: SearchParams, *, timeout: float
+        self, collection: Collection, queries: VectorColumn, params: SearchParams, *, timeout: float
     ) -> Hits:
-        """The nearest ``params.limit`` points to each of ``queries`` (n, dimension) float32, n > 0.
+        """The nearest ``params.limit`` points to each of ``queries``, one at least.
 
         Nearest first, ties in order of their keys.
         """
+        if params.examples:
+            return await self._search(collection, queries, params, timeout)
         return await self._batcher.search(collection, queries, params, timeout)
 
     async def _search(
-        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
     ) -> Hits:
         answers = await self._ask(
             collection,
@@ -163,7 +167,7 @@ class Fanout:
         return merge_hits(
             [hits for _, hits in answers],
             params.limit,
-            higher_is_nearer=collection.config.distance.higher_is_nearer,
+            higher_is_nearer=collection.config.higher_is_nearer(params),
         )
 
     async def retrieve(
@@ -172,7 +176,7 @@ class Fanout:
         keys: Keys,
         *,
         with_payload: bool,
-        with_vector: bool,
+        with_vectors: Sequence[str] = (),
         timeout: float,
     ) -> Points:
         """Those of ``keys`` (n,) that exist, in that order."""
@@ -187,8 +191,7 @@ class Fanout:
                 shards,
                 wanted[np.isin(shard_of, shards)],
                 with_payload=with_payload,
-                with_vector=with_vector,
-                dimension=collection.config.dimension,
+                with_vectors=with_vectors,
                 timeout=left,
             ),
             timeout,
@@ -202,7 +205,7 @@ class Fanout:
         limit: int,
         *,
         with_payload: bool,
-        with_vector: bool,
+        with_vectors: Sequence[str] = (),
         filter: bytes = b"",
         timeout: float,
     ) -> Points:
@@ -219,8 +222,7 @@ class Fanout:
                 start,
                 limit,
                 with_payload=with_payload,
-                with_vector=with_vector,
-                dimension=collection.config.dimension,
+                with_vectors=with_vectors,
                 filter=filter,
                 timeout=left,
             ),
@@ -239,6 +241,29 @@ class Fanout:
             timeout,
         )
         return sum(count for _, count in answers)
+
+    async def frequencies(
+        self,
+        collection: Collection,
+        name: str,
+        indices: NDArray[np.uint32],
+        filter: bytes,
+        *,
+        timeout: float,
+    ) -> Frequencies:
+        """Of ``indices`` (t,) in the sparse vectors of that name of points that ``filter`` lets
+        through; ``b""``: all."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.frequencies(
+                collection.id, shards, name, indices, filter, timeout=left
+            ),
+            timeout,
+        )
+        found = [part for _, part in answers]
+        counts = np.array([part.counts for part in found]).sum(axis=0)
+        return Frequencies(sum(part.points for part in found), counts)
 
     async def describe(self, collection: Collection, *, timeout: float) -> list[ShardInfo]:
         """What there is to know of each shard, in order of their numbers."""
@@ -383,7 +408,8 @@ def _split(operations: Sequence[Operation], shard_count: int) -> dict[int, list[
             match operation:
                 case Upsert(_, vectors, payloads):
                     chosen = [payloads[row] for row in rows.tolist()]
-                    split[shard].append(Upsert(keys, vectors[rows], chosen))
+                    taken = {name: column.take(rows) for name, column in vectors.items()}
+                    split[shard].append(Upsert(keys, taken, chosen))
                 case Delete():
                     split[shard].append(Delete(keys))
     return split

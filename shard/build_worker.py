@@ -24,7 +24,7 @@ from shard.compaction import merged
 from shard.manifest import unpack_alive
 from shard.model import Calibration, ShardConfig
 from shard.scheduling import leave_cores_to_others
-from shard.segment import Segment, build_index, write_segment
+from shard.segment import Segment, build_indexes, write_segment
 from shard.view import Layer
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,13 @@ def _outcome(task: Task) -> Outcome:
 
 def _merge(
     sources: list[Source], directory: Path, config: ShardConfig, indexed: bool
-) -> Calibration | None:
+) -> dict[str, Calibration]:
     layers = [
         Layer(Segment.open(Path(one.directory), config), unpack_alive(one.dead, one.rows))
         for one in sources
     ]
-    write_segment(directory, merged(layers), sum(one.live for one in layers), config)
-    return build_index(directory, config) if indexed else None
+    write_segment(directory, merged(layers, config.names), sum(one.live for one in layers), config)
+    return build_indexes(directory, config) if indexed else {}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    calibration: Calibration | None = None
+    calibrations: dict[str, Calibration] = {}
     error: str = ""
 
 
@@ -70,10 +70,10 @@ class Builder:
         *,
         indexed: bool,
         urgent: bool,
-    ) -> Calibration | None:
+    ) -> dict[str, Calibration]:
         """Write the live rows of ``sources`` as a segment into ``directory``, which is empty.
 
-        With ``indexed`` it gets an index, and the answer is as of `segment.build_index`.
+        With ``indexed`` it gets its indexes, and the answer is as of `segment.build_indexes`.
         ``urgent``: at the cost of searches, and not only when cores are free.
         """
         return self._ask(
@@ -86,7 +86,7 @@ class Builder:
             )
         )
 
-    def calibrate(self, directory: Path, config: ShardConfig) -> Calibration | None:
+    def calibrate(self, directory: Path, config: ShardConfig) -> dict[str, Calibration]:
         """As of `Segment.calibrate`, of the segment in ``directory``."""
         return self._ask(
             Task(directory=str(directory), config=config, sources=None, indexed=True, urgent=False)
@@ -101,7 +101,7 @@ class Builder:
         self._thread.shutdown(cancel_futures=True)
         self._forget()
 
-    def _ask(self, task: Task, *, again: bool = True) -> Calibration | None:
+    def _ask(self, task: Task, *, again: bool = True) -> dict[str, Calibration]:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -119,7 +119,7 @@ class Builder:
         outcome = msgspec.json.decode(line, type=Outcome)
         if outcome.error:
             raise Unavailable(f"building: {outcome.error}")
-        return outcome.calibration
+        return outcome.calibrations
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:

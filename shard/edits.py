@@ -59,8 +59,8 @@ def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> 
         if edit.action == "delete_points":
             yield Delete(some)
             continue
-        points = state.retrieve(some, with_payload=True, with_vector=True)
-        assert points.payloads is not None and points.vectors is not None
+        points = state.retrieve(some, with_payload=True, with_vectors=state.view.config.names)
+        assert points.payloads is not None
         payloads = [change(one) for one in points.payloads]
         changed = np.flatnonzero(
             [one != other for one, other in zip(payloads, points.payloads, strict=True)]
@@ -68,7 +68,7 @@ def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> 
         if len(changed):
             yield Upsert(
                 points.keys[changed],
-                points.vectors[changed],
+                {name: one.take(changed) for name, one in points.vectors.items()},
                 [payloads[row] for row in changed.tolist()],
             )
 

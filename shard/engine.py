@@ -24,6 +24,8 @@ from threading import Condition, Event, Lock, Thread
 from time import monotonic
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from shard.builder import Builder, Source
 from shard.compaction import merged
@@ -35,6 +37,7 @@ from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead
 from shard.merge_policy import choose_merge, gets_index
 from shard.model import (
     Calibration,
+    Frequencies,
     Hits,
     Keys,
     Operation,
@@ -44,7 +47,7 @@ from shard.model import (
     ShardConfig,
     ShardInfo,
     Upsert,
-    Vectors,
+    VectorColumn,
 )
 from shard.objects import ObjectStore
 from shard.recovery import open_layer, take_over
@@ -182,13 +185,19 @@ class ShardEngine:
         self._queue.put(write)
         return write.committed
 
-    def search(self, queries: Vectors, params: SearchParams) -> Hits:
-        """The nearest points to each of ``queries``, (q, dimension) float32."""
-        return self._state.view.search(self._config.prepare(queries), params)
+    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
+        """The nearest points to each of ``queries``, by their vectors named ``params.using``.
 
-    def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
+        Raises InvalidInput where there are none of that name, or they are of another kind.
+        """
+        prepared = self._config.prepare({params.using: queries}, queries.rows)[params.using]
+        return self._state.view.search(prepared, params)
+
+    def retrieve(
+        self, keys: Keys, *, with_payload: bool, with_vectors: Sequence[str] = ()
+    ) -> Points:
         """The points that exist of ``keys``, in that order."""
-        return self._state.retrieve(keys, with_payload=with_payload, with_vector=with_vector)
+        return self._state.retrieve(keys, with_payload=with_payload, with_vectors=with_vectors)
 
     def scroll(
         self,
@@ -196,18 +205,27 @@ class ShardEngine:
         limit: int,
         *,
         with_payload: bool,
-        with_vector: bool,
+        with_vectors: Sequence[str] = (),
         filter: bytes = b"",
     ) -> Points:
         """Up to ``limit`` points with keys from ``start`` on, in key order, that ``filter`` lets
         through; ``b""``: all."""
         return self._state.view.scroll(
-            start, limit, with_payload=with_payload, with_vector=with_vector, filter=filter
+            start, limit, with_payload=with_payload, with_vectors=with_vectors, filter=filter
         )
 
     def count(self, filter: bytes = b"") -> int:
         """How many points ``filter`` lets through; ``b""``: all."""
         return self._state.view.count(filter)
+
+    def frequencies(
+        self, name: str, indices: NDArray[np.uint32], filter: bytes = b""
+    ) -> Frequencies:
+        """Of ``indices`` (t,) in the sparse vectors of that name of points that ``filter`` lets
+        through; ``b""``: all. Raises InvalidInput where there are no such vectors."""
+        if name not in self._config.sparse:
+            raise InvalidInput(f"Not existing vector name error: {name}")
+        return self._state.view.frequencies(name, indices, filter)
 
     def info(self) -> ShardInfo:
         """What the shard holds and is doing."""
@@ -224,8 +242,8 @@ class ShardEngine:
                     id=one.segment_id,
                     rows=one.source.rows,
                     live=one.live,
-                    index=one.source.index_name,
-                    calibration=one.calibration,
+                    indexes={name: one.source.column(name).name for name in self._config.names},
+                    calibrations=dict(one.calibrations),
                 )
                 for one in view.layers
                 if one.segment_id
@@ -257,10 +275,8 @@ class ShardEngine:
     def _prepare(self, operation: Operation) -> Operation:
         if not isinstance(operation, Upsert):
             return operation
-        expected = (len(operation.keys), self._config.dimension)
-        if operation.vectors.shape != expected:
-            raise InvalidInput(f"vectors: expected shape {expected}, got {operation.vectors.shape}")
-        return msgspec.structs.replace(operation, vectors=self._config.prepare(operation.vectors))
+        prepared = self._config.prepare(operation.vectors, len(operation.keys))
+        return msgspec.structs.replace(operation, vectors=prepared)
 
     def _write_loop(self) -> None:
         while True:
@@ -441,15 +457,16 @@ class ShardEngine:
         self._commit_manifest()
         self._log.truncate(min([sequence, *self._awaited.values()]))
 
-    def _make_segment(self, write: Callable[[Path], tuple[Calibration | None, float]]) -> Layer:
+    def _make_segment(self, write: Callable[[Path], tuple[dict[str, Calibration], float]]) -> Layer:
         """A new segment, durable, but not yet named.
 
-        ``write`` puts it into a directory, and answers `Layer.calibration` and `Layer.unreachable`.
+        ``write`` puts it into a directory, and answers the new layer's
+        calibrations, and the target that was missed.
         """
         segment_id = self._segments.new(self._epoch)
         directory = self._segments.directory(segment_id)
         try:
-            calibration, unreachable = write(directory)
+            calibrations, unreachable = write(directory)
             if self._closing.is_set():
                 raise Unavailable("the shard is closing")
             segment = Segment.open(directory, self._config)
@@ -459,12 +476,13 @@ class ShardEngine:
             self._garbage.add(segment_id)
             raise
         return Layer(
-            segment, segment_id=segment_id, calibration=calibration, unreachable=unreachable
+            segment, segment_id=segment_id, calibrations=calibrations, unreachable=unreachable
         )
 
-    def _write(self, layer: Layer, directory: Path) -> tuple[None, float]:
-        write_segment(directory, merged([layer]), layer.live, self._config)
-        return None, 0.0
+    def _write(self, layer: Layer, directory: Path) -> tuple[dict[str, Calibration], float]:
+        config = self._config
+        write_segment(directory, merged([layer], config.names), layer.live, config)
+        return {}, 0.0
 
     def _commit_manifest(self) -> None:
         with self._manifesting:
@@ -476,7 +494,7 @@ class ShardEngine:
                     id=one.segment_id,
                     rows=one.source.rows,
                     dead=pack_dead(one.alive),
-                    calibration=one.calibration,
+                    calibrations=dict(one.calibrations),
                     unreachable=one.unreachable,
                 )
                 for one in self._state.view.layers
@@ -611,7 +629,7 @@ class ShardEngine:
 
     def _write_merged(
         self, layers: list[Layer], directory: Path
-    ) -> tuple[Calibration | None, float]:
+    ) -> tuple[dict[str, Calibration], float]:
         config = self._config
         indexed = gets_index(layers, config)
         sources = [
@@ -623,18 +641,18 @@ class ShardEngine:
             for one in layers
         ]
         flat = sum(1 for one in self._state.view.layers if not one.source.indexed)
-        calibration = self._builder.merge(
+        calibrations = self._builder.merge(
             sources, directory, config, indexed=indexed, urgent=flat > MANY_SEGMENTS
         )
-        missed = config.recall_target if indexed and calibration is None else 0.0
-        return calibration, missed
+        missed = config.recall_target if indexed and not calibrations else 0.0
+        return calibrations, missed
 
     def _recalibrate(self, layer: Layer) -> None:
         config = self._config
         directory = self._segments.directory(layer.segment_id)
-        calibration = self._builder.calibrate(directory, config)
-        missed = config.recall_target if calibration is None else 0.0
-        self._state.replace([layer], replace(layer, calibration=calibration, unreachable=missed))
+        calibrations = self._builder.calibrate(directory, config)
+        missed = 0.0 if calibrations else config.recall_target
+        self._state.replace([layer], replace(layer, calibrations=calibrations, unreachable=missed))
 
 
 class _Merge(msgspec.Struct, frozen=True):
@@ -646,8 +664,8 @@ class _Recalibration(msgspec.Struct, frozen=True):
 
 
 def _aimed_at(layer: Layer) -> float:
-    calibration: Calibration | None = layer.calibration
-    return calibration.target if calibration is not None else layer.unreachable
+    targets = [one.target for one in layer.calibrations.values()]
+    return targets[0] if targets else layer.unreachable
 
 
 def _return_memory() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
@@ -30,8 +30,8 @@ EARTH_RADIUS = 6_371_008.8
 MAX_CONDITIONS = 65_536
 MAX_DEPTH = 32
 
-Test: TypeAlias = Callable[[Any, bytes], bool]
-"""Of a decoded payload and the point's key."""
+Test: TypeAlias = Callable[[Any, bytes, Mapping[str, bool]], bool]
+"""Of a decoded payload, the point's key, and which of the vectors asked for it has."""
 ValueTest: TypeAlias = Callable[[Any], bool]
 Value = bool | int | str
 Bound = float | str
@@ -159,23 +159,56 @@ def matcher(encoded: bytes) -> Matcher:
 
 
 class Matcher:
-    """Evaluates one filter."""
+    """Evaluates one filter or condition.
 
-    def __init__(self, filter: Filter) -> None:
-        self._test = _compile_filter(filter, "filter")[0]
+    Raises InvalidInput for what is none, naming what is wrong below ``field``.
+    """
 
-    def matches(self, keys: Keys, payloads: Sequence[bytes]) -> Mask:
-        """Which points fulfil it, (n,)."""
+    def __init__(self, filter: Filter | Condition, field: str = "filter") -> None:
+        self._test, self.conditions = (
+            _compile(filter, field, 0)
+            if isinstance(filter, Condition)
+            else _compile_filter(filter, field)
+        )
+        self.vector_names = frozenset(_vector_names(filter))
+        """Of the vectors that it asks points for."""
+
+    def matches(
+        self, keys: Keys, payloads: Sequence[bytes], has: Mapping[str, Mask] | None = None
+    ) -> Mask:
+        """Which points fulfil it, (n,); ``has``: which have a vector of each of
+        `vector_names`."""
         test = self._test
         loads = orjson.loads
         return np.fromiter(
             (
-                test(loads(payload) if payload else {}, key)
-                for key, payload in zip(keys.tolist(), payloads, strict=True)
+                test(loads(payload) if payload else {}, key, had)
+                for key, payload, had in zip(
+                    keys.tolist(), payloads, _rows_of(has or {}, len(keys)), strict=True
+                )
             ),
             np.bool_,
             len(keys),
         )
+
+
+def _rows_of(has: Mapping[str, Mask], rows: int) -> Iterator[Mapping[str, bool]]:
+    if not has:
+        return repeat({}, rows)
+    columns = [mask.tolist() for mask in has.values()]
+    return (dict(zip(has, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _vector_names(filter: Filter | Condition) -> Iterator[str]:
+    for name in ("must", "should", "must_not"):
+        given: Condition | list[Condition] | None = getattr(filter, name)
+        for one in [given] if isinstance(given, Condition) else given or []:
+            yield from _vector_names(one)
+    if filter.min_should is not None:
+        for one in filter.min_should.conditions:
+            yield from _vector_names(one)
+    if isinstance(filter, Condition) and filter.has_vector is not None:
+        yield filter.has_vector
 
 
 def _compile_filter(filter: Filter | Condition, field: str, depth: int = 0) -> tuple[Test, int]:
@@ -212,19 +245,19 @@ def _compile_all(
 def _all_of(tests: list[Test]) -> Test:
     if len(tests) == 1:
         return tests[0]
-    return lambda payload, key: all(test(payload, key) for test in tests)
+    return lambda payload, key, has: all(test(payload, key, has) for test in tests)
 
 
 def _any_of(tests: list[Test]) -> Test:
-    return lambda payload, key: any(test(payload, key) for test in tests)
+    return lambda payload, key, has: any(test(payload, key, has) for test in tests)
 
 
 def _none_of(tests: list[Test]) -> Test:
-    return lambda payload, key: not any(test(payload, key) for test in tests)
+    return lambda payload, key, has: not any(test(payload, key, has) for test in tests)
 
 
 def _at_least(count: int, tests: list[Test]) -> Test:
-    return lambda payload, key: sum(test(payload, key) for test in tests) >= count
+    return lambda payload, key, has: sum(test(payload, key, has) for test in tests) >= count
 
 
 _COMBINED: dict[str, Callable[[list[Test]], Test]] = {
@@ -263,9 +296,8 @@ def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
         case ["has_id"]:
             return _has_id(condition.has_id or [], f"{field}.has_id"), 1
         case ["has_vector"]:
-            # Each point has its one vector, which has no name.
-            has = condition.has_vector == ""
-            return lambda payload, key: has, 1
+            name = condition.has_vector or ""
+            return lambda payload, key, has: has.get(name, False), 1
         case ["nested"]:
             assert condition.nested is not None
             return _compile_nested(condition.nested, f"{field}.nested", depth + 1)
@@ -279,11 +311,11 @@ def _compile_field(condition: Condition, test: str, steps: json_path.Steps, fiel
             if not isinstance(wanted, bool):
                 raise InvalidInput(f"{field}: expected true or false beside `key`")
             found = (_is_empty if test == "is_empty" else _is_null)(steps)
-            return lambda payload, key: found(payload, key) == wanted
+            return lambda payload, key, has: found(payload, key, has) == wanted
         case "values_count":
             assert condition.values_count is not None
             in_range = _between(condition.values_count)
-            return lambda payload, key: any(
+            return lambda payload, key, has: any(
                 in_range(_count(value)) for value in json_path.values(payload, steps) or [None]
             )
         case "match":
@@ -306,7 +338,7 @@ def _any_value(steps: json_path.Steps, test: ValueTest) -> Test:
     """One of the values that are selected fulfils ``test``; items stand for their array."""
     if len(steps) == 1 and isinstance(name := steps[0], str):
 
-        def simple(payload: Any, key: bytes) -> bool:
+        def simple(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
             value = payload.get(name)
             if isinstance(value, list):
                 return any(map(test, value))
@@ -314,7 +346,7 @@ def _any_value(steps: json_path.Steps, test: ValueTest) -> Test:
 
         return simple
 
-    def general(payload: Any, key: bytes) -> bool:
+    def general(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
         for value in json_path.values(payload, steps):
             if any(map(test, value)) if isinstance(value, list) else test(value):
                 return True
@@ -327,13 +359,13 @@ def _any_value(steps: json_path.Steps, test: ValueTest) -> Test:
 
 
 def _is_empty(steps: json_path.Steps) -> Test:
-    return lambda payload, key: all(
+    return lambda payload, key, has: all(
         value is None or value == [] for value in json_path.values(payload, steps)
     )
 
 
 def _is_null(steps: json_path.Steps) -> Test:
-    return lambda payload, key: any(
+    return lambda payload, key, has: any(
         value is None or (isinstance(value, list) and None in value)
         for value in json_path.values(payload, steps)
     )
@@ -354,7 +386,7 @@ def _has_id(ids: list[int | str], field: str) -> Test:
             raise InvalidInput(
                 f"{field}[{number}]: expected an unsigned integer or a UUID, got {one!r:.80}"
             ) from None
-    return lambda payload, key: key in wanted
+    return lambda payload, key, has: key in wanted
 
 
 def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
@@ -362,10 +394,10 @@ def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
     steps = json_path.parse(path, f"{field}.key")
     test, count = _compile_filter(nested.filter, f"{field}.filter", depth)
 
-    def one_of(payload: Any, key: bytes) -> bool:
+    def one_of(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
         # An object of an array has no id of its own.
         return any(
-            test(item, b"")
+            test(item, b"", {})
             for value in json_path.values(payload, steps)
             if isinstance(value, list)
             for item in value
@@ -441,13 +473,13 @@ def _range(range: Range, field: str) -> ValueTest:
         times: dict[str, Any] = {}
         for name, one in bounds.items():
             if one is not None:
-                times[name] = _time(one) if isinstance(one, str) else None
+                times[name] = parse_time(one) if isinstance(one, str) else None
                 if times[name] is None:
                     raise InvalidInput(f"{field}.{name}: expected a date and time, got {one!r:.80}")
         in_time = _between(msgspec.structs.replace(range, **times))
 
         def is_in_time(value: Any) -> bool:
-            time = _time(value) if isinstance(value, str) else None
+            time = parse_time(value) if isinstance(value, str) else None
             return time is not None and in_time(time)
 
         return is_in_time
@@ -457,11 +489,12 @@ def _range(range: Range, field: str) -> ValueTest:
 
 _FRACTION = re.compile(r"(\.\d{6})\d+")
 _FORM = re.compile(
-    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
 )
 
 
-def _time(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
+    """A date and time as Qdrant reads it, UTC unless it says otherwise; None for what is none."""
     text = text.lstrip()
     text = text.removesuffix(" UTC") + "Z" if text.endswith(" UTC") else text
     text = text[:-1] + "Z" if text.endswith("z") else text

@@ -6,7 +6,7 @@ shard takes in what is listed (`ShardEngine`), all at once, without a word in it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from shard.manifest import SegmentEntry
 from shard.model import Calibration, Points, ShardConfig
 from shard.objects import ObjectStore
 from shard.objects.document import decode_stored
-from shard.segment import build_index, write_segment
+from shard.segment import build_indexes, write_segment
 from shard.segment_store import SegmentStore, job_of
 
 
@@ -40,12 +40,12 @@ class Imports:
         scratch: Path,
         *,
         template: Path | None = None,
-        calibration: Calibration | None = None,
+        calibrations: Mapping[str, Calibration] | None = None,
     ) -> SegmentEntry:
         """Store ``rows`` points, in batches as `shard.segment.write_segment` has them.
 
-        Where there are enough of them they get an index: ``template``, trained but empty, filled;
-        with a ``calibration`` that was measured with others like it, or one of its own.
+        Where there are enough of them, and a ``template``, they get indexes, as
+        `shard.segment.build_indexes` has it; an empty file is the template of what has none.
         ``scratch`` is a directory for what is written before it is stored.
         """
         segments = SegmentStore(self._store, f"{self._prefix}/segment", scratch)
@@ -54,18 +54,15 @@ class Imports:
         directory.mkdir(parents=True)
         try:
             write_segment(directory, batches, rows, config)
+            found: dict[str, Calibration] = {}
             unreachable = 0.0
-            if template is None or not 0 < config.flat_threshold <= rows:
-                calibration = None
-            else:
-                calibration = build_index(directory, config, template, calibration)
-                unreachable = 0.0 if calibration else config.recall_target
+            if template is not None and 0 < config.flat_threshold <= rows:
+                found = build_indexes(directory, config, template, calibrations)
+                unreachable = 0.0 if found else config.recall_target
             segments.upload(segment_id)
         finally:
             segments.drop(segment_id)
-        return SegmentEntry(
-            id=segment_id, rows=rows, calibration=calibration, unreachable=unreachable
-        )
+        return SegmentEntry(id=segment_id, rows=rows, calibrations=found, unreachable=unreachable)
 
     def put_list(self, job: str, segments: list[SegmentEntry]) -> None:
         """Name the segments that the shard is to take in; a key is live in one of them at most."""

@@ -40,10 +40,11 @@ import msgspec
 import numpy as np
 import xxhash
 
-from shard.errors import Corrupt, Fenced, NotFound, Unavailable
+from shard.errors import Corrupt, Fenced, InvalidInput, NotFound, Unavailable
 from shard.model import KEY_DTYPE, Delete, Keys, Operation, Upsert
 from shard.objects import ObjectStore
 from shard.objects.conditional import put_once
+from shard.packing import Packed, pack, unpack
 
 _PREFETCH = 16
 _PUT_SECONDS = 30.0
@@ -53,9 +54,8 @@ _NAME = re.compile(r"[0-9]{20}")
 _HEADER = struct.Struct("<8sBQ")
 _CHECKSUM = struct.Struct("<Q")
 _START = _HEADER.size + _CHECKSUM.size
-_MAGIC = b"shoalog1"
+_MAGIC = b"shoalog2"
 _BATCH, _FENCE = 0, 1
-_VECTOR_DTYPE = np.dtype("<f4")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -67,8 +67,7 @@ class Record(msgspec.Struct, frozen=True):
 
 class _Upsert(msgspec.Struct, frozen=True, tag="upsert", array_like=True):
     keys: memoryview
-    dimension: int
-    vectors: memoryview
+    vectors: dict[str, Packed]
     payloads: Sequence[bytes]
 
 
@@ -267,7 +266,7 @@ def _decode(key: str, sequence: int, data: bytes) -> tuple[int, list[Operation]]
     try:
         record = _decoder.decode(body)
         operations = [_from_stored(one) for one in record.operations]
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, InvalidInput, ValueError) as error:
         raise Corrupt(f"{key}: {error}") from error
     if record.sequence != sequence:
         raise Corrupt(f"{key}: holds record {record.sequence}")
@@ -284,16 +283,15 @@ def _to_stored(operation: Operation) -> _Stored:
     keys = _bytes_of(operation.keys)
     if isinstance(operation, Delete):
         return _Delete(keys)
-    vectors = operation.vectors.astype(_VECTOR_DTYPE, copy=False)
-    return _Upsert(keys, vectors.shape[1], _bytes_of(vectors), operation.payloads)
+    vectors = {name: pack(column) for name, column in operation.vectors.items()}
+    return _Upsert(keys, vectors, operation.payloads)
 
 
 def _from_stored(stored: _Stored) -> Operation:
     keys: Keys = np.frombuffer(stored.keys, KEY_DTYPE)
     if isinstance(stored, _Delete):
         return Delete(keys)
-    vectors = np.frombuffer(stored.vectors, _VECTOR_DTYPE).reshape(len(keys), stored.dimension)
-    vectors = np.require(vectors, np.float32, "A")  # Records are packed; FAISS wants whole words.
+    vectors = {name: unpack(one, len(keys), name) for name, one in stored.vectors.items()}
     if len(stored.payloads) != len(keys):
         raise ValueError(f"{len(stored.payloads)} payloads for {len(keys)} keys")
     return Upsert(keys, vectors, stored.payloads)

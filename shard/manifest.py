@@ -25,7 +25,8 @@ class SegmentEntry(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     dead: bytes = b""
     """Which rows are deleted or overwritten: packed bits, deflated; empty for none."""
-    calibration: Calibration | None = None
+    calibrations: dict[str, Calibration] = {}
+    """By the name of the vectors."""
     unreachable: float = 0.0
     """The recall target that no calibration has reached; 0 when none was missed."""
 

@@ -24,9 +24,15 @@ class Matching:
         self._lock = Lock()
 
     def mask(
-        self, filter: bytes, keys: Keys, payloads: Callable[[], Iterable[Sequence[bytes]]]
+        self,
+        filter: bytes,
+        keys: Keys,
+        payloads: Callable[[], Iterable[Sequence[bytes]]],
+        has: Callable[[str], Mask],
     ) -> Mask:
         """Of the rows with ``keys`` (n,) and ``payloads``, in batches, always the same ones: (n,).
+
+        ``has`` says which of them have a vector of a name.
 
         Payloads are read once for each filter, a batch at a time.
         """
@@ -36,7 +42,7 @@ class Matching:
                 self._masks.move_to_end(filter)
         if packed is None:
             # Two threads may do the same work; neither waits for the other.
-            packed = np.packbits(_matches(filter, keys, payloads()))
+            packed = np.packbits(_matches(filter, keys, payloads(), has))
             with self._lock:
                 self._masks[filter] = packed
                 while len(self._masks) > _REMEMBERED:
@@ -45,12 +51,20 @@ class Matching:
         return mask
 
 
-def _matches(filter: bytes, keys: Keys, payloads: Iterable[Sequence[bytes]]) -> Mask:
+def _matches(
+    filter: bytes,
+    keys: Keys,
+    payloads: Iterable[Sequence[bytes]],
+    has: Callable[[str], Mask],
+) -> Mask:
     found = matcher(filter)
+    masks = {name: has(name) for name in found.vector_names}
     mask: Mask = np.empty(len(keys), np.bool_)
     start = 0
     for batch in payloads:
         end = start + len(batch)
-        mask[start:end] = found.matches(keys[start:end], batch)
+        mask[start:end] = found.matches(
+            keys[start:end], batch, {name: one[start:end] for name, one in masks.items()}
+        )
         start = end
     return mask

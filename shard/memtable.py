@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shard.index.exact import scan
+from shard.growing import GrowingArray, GrowingColumn
+from shard.index.columns import ColumnIndex, open_column
 from shard.matching import Matching
-from shard.model import KEY_DTYPE, Distance, Keys, Mask, Rows, Scores, Vectors
-
-_FIRST_CAPACITY = 256
+from shard.model import (
+    KEY_DTYPE,
+    Keys,
+    Mask,
+    Rows,
+    ShardConfig,
+    VectorColumn,
+    VectorColumns,
+)
 
 
 class Memtable:
     """Rows in order of arrival, appended by one thread.
 
-    A row never changes once appended, and a buffer that has grown full is replaced rather than
-    resized, so what `published` returned stays readable by any thread without a lock. Only `find`
-    must not run beside `append`.
+    A row never changes once appended, so what `published` returned stays readable by any thread
+    without a lock. Only `find` must not run beside `append`.
     """
 
-    def __init__(self, dimension: int, distance: Distance) -> None:
-        self._distance = distance
-        self._keys = np.empty(_FIRST_CAPACITY, KEY_DTYPE)
-        self._vectors = np.empty((_FIRST_CAPACITY, dimension), np.float32)
-        self._alive = np.empty(_FIRST_CAPACITY, np.bool_)
+    def __init__(self, config: ShardConfig) -> None:
+        self._config = config
+        self._keys = GrowingArray(np.empty(0, KEY_DTYPE))
+        self._columns = {name: GrowingColumn(config.empty(name)) for name in config.names}
+        self._alive = GrowingArray(np.empty(0, np.bool_))
         self._payloads: list[bytes] = []
         self._row_of: dict[bytes, int] = {}
         self.rows = 0
         self.bytes = 0
         """Bytes of the keys, vectors and payloads held, dead rows among them."""
 
-    def append(self, keys: Keys, vectors: Vectors, payloads: Sequence[bytes]) -> None:
-        """Add rows: ``keys`` (n,) distinct, ``vectors`` (n, dimension) prepared float32."""
+    def append(self, keys: Keys, vectors: VectorColumns, payloads: Sequence[bytes]) -> None:
+        """Add rows: ``keys`` (n,) distinct, ``vectors`` of all names, prepared."""
         start, end = self.rows, self.rows + len(keys)
-        if end > len(self._keys):
-            capacity = max(end, 2 * len(self._keys))
-            self._keys = _grown(self._keys, capacity, start)
-            self._vectors = _grown(self._vectors, capacity, start)
-            self._alive = _grown(self._alive, capacity, start)
-        self._keys[start:end] = keys
-        self._vectors[start:end] = vectors
-        self._alive[start:end] = True
+        self._keys.append(keys)
+        self._alive.append(np.ones(len(keys), np.bool_))
+        for name, column in self._columns.items():
+            column.append(vectors[name])
+            self.bytes += vectors[name].nbytes
         self._payloads.extend(payloads)
         self._row_of.update(zip(keys.tolist(), range(start, end), strict=True))
-        self.bytes += keys.nbytes + vectors.nbytes + sum(map(len, payloads))
+        self.bytes += keys.nbytes + sum(map(len, payloads))
         self.rows = end
 
     def find(self, keys: Keys) -> Rows:
@@ -57,32 +58,32 @@ class Memtable:
 
     def kill(self, rows: Rows) -> None:
         """Mark ``rows`` deleted or overwritten."""
-        self._alive[rows] = False
+        self._alive.used[rows] = False
 
     def published(self) -> tuple[MemtableRows, Mask | None]:
         """The rows as they are now, and which of them are alive (None: all)."""
-        rows = MemtableRows(
-            self, self._keys[: self.rows], self._vectors[: self.rows], self._payloads
-        )
-        alive = self._alive[: self.rows]
+        columns = {name: column.used for name, column in self._columns.items()}
+        rows = MemtableRows(self, self._config, self._keys.used, columns, self._payloads)
+        alive = self._alive.used
         return rows, None if alive.all() else alive.copy()
-
-    @property
-    def distance(self) -> Distance:
-        return self._distance
 
 
 class MemtableRows:
     """The first rows of a memtable, fixed; what a `Segment` is on disk."""
 
     indexed = False
-    index_name = "flat"
 
     def __init__(
-        self, memtable: Memtable, keys: Keys, vectors: Vectors, payloads: list[bytes]
+        self,
+        memtable: Memtable,
+        config: ShardConfig,
+        keys: Keys,
+        columns: VectorColumns,
+        payloads: list[bytes],
     ) -> None:
         self._memtable = memtable
-        self._vectors = vectors
+        self._config = config
+        self._columns = columns
         self._payloads = payloads
         self.keys = keys
         self.rows = len(keys)
@@ -91,32 +92,26 @@ class MemtableRows:
     def find(self, keys: Keys) -> Rows:
         return self._memtable.find(keys)
 
-    def search(
-        self,
-        queries: Vectors,
-        limit: int,
-        *,
-        exact: bool,
-        nprobe: int | None,
-        oversampling: float | None,
-        alive: Mask | None,
-    ) -> tuple[Rows, Scores]:
-        """The nearest rows, always by exact scan. Both (queries, limit)."""
-        return scan(self._vectors, queries, limit, self._memtable.distance, alive)
+    def column(self, name: str) -> ColumnIndex:
+        """The vectors of that name, always compared one by one."""
+        return open_column(self._columns[name], self._config.vectors.get(name))
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        return self._matching.mask(filter, self.keys, lambda: [self._payloads[: self.rows]])
+        return self._matching.mask(
+            filter,
+            self.keys,
+            lambda: [self._payloads[: self.rows]],
+            self.has,
+        )
+
+    def has(self, name: str) -> Mask:
+        """Rows that have a vector of that name, (rows,)."""
+        column = self._columns.get(name)
+        return np.zeros(self.rows, np.bool_) if column is None else column.has()
 
     def payloads(self, rows: Rows) -> list[bytes]:
         return [self._payloads[row] for row in rows.tolist()]
 
-    def vectors(self, rows: Rows) -> Vectors:
-        chosen: Vectors = self._vectors[rows]
-        return chosen
-
-
-def _grown(array: NDArray[Any], capacity: int, used: int) -> NDArray[Any]:
-    grown = np.empty((capacity, *array.shape[1:]), array.dtype)
-    grown[:used] = array[:used]
-    return grown
+    def vectors(self, name: str, rows: Rows) -> VectorColumn:
+        return self._columns[name].take(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -32,6 +32,8 @@ _NUMBER, _UUID = b"\x01", b"\x02"
 # whole as dict keys and slices.
 _END = b"\x01"
 
+UNNAMED = ""
+"""The name of the one vector of a collection that names none."""
 MAX_DIMENSION = 65_536
 SLOTS = 16_384
 
@@ -74,8 +76,106 @@ def shards_of(keys: Keys, shard_count: int) -> NDArray[np.int32]:
 
 _UNIT = 1e-6
 """How far from one a length may be that counts as one."""
+_SEVERAL, _COMPONENTS = 32, 64
+"""A guess: vectors of a point that has several, and components of a sparse one."""
 _PREPARED_ROWS = 256
 """So few that what is computed on the way stays in the cache: twenty times as fast."""
+
+
+class VectorColumn(msgspec.Struct, frozen=True):
+    """The vectors of n points under one name: dense ones, or sparse ones with ``indices``.
+
+    Those of a point lie in a row behind those of the point before, as in a compressed sparse row
+    matrix.
+    """
+
+    values: Vectors
+    """Dense: (m, dimension). Sparse: (m,), the components that are not zero."""
+    starts: NDArray[np.int64] | None = None
+    """(n + 1,): where each point's begin, and the last one's end. None: each point has one."""
+    indices: NDArray[np.uint32] | None = None
+    """Sparse: (m,), ascending in each point."""
+    present: Mask | None = None
+    """Sparse: (n,), which points have a vector, though it may be empty; None: all."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.values) if self.starts is None else len(self.starts) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many vectors, or components, each point has, (n,)."""
+        if self.starts is None:
+            return np.ones(len(self.values), np.int64)
+        return np.diff(self.starts)
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.values, self.starts, self.indices, self.present)
+        return sum(one.nbytes for one in parts if one is not None)
+
+    def has(self) -> Mask:
+        """Which points have a vector, (n,)."""
+        if self.indices is None:
+            return self.lengths > 0
+        return np.ones(self.rows, np.bool_) if self.present is None else self.present
+
+    def row_of(self) -> Rows:
+        """Of each vector or component the point's row, (m,)."""
+        return np.repeat(np.arange(self.rows), self.lengths)
+
+    def take(self, rows: Rows) -> VectorColumn:
+        """The vectors of ``rows``, in that order, copied."""
+        if self.starts is None:
+            return VectorColumn(self.values[rows])
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        chosen = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        return VectorColumn(
+            self.values[chosen],
+            starts,
+            None if self.indices is None else self.indices[chosen],
+            None if self.present is None else self.present[rows],
+        )
+
+    def slice(self, first: int, end: int) -> VectorColumn:
+        """The vectors of the rows from ``first`` to before ``end``, not copied."""
+        if self.starts is None:
+            return VectorColumn(self.values[first:end])
+        starts = self.starts[first : end + 1]
+        some = slice(int(starts[0]), int(starts[-1]))
+        return VectorColumn(
+            self.values[some],
+            starts - starts[0],
+            None if self.indices is None else self.indices[some],
+            None if self.present is None else self.present[first:end],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[VectorColumn]) -> VectorColumn:
+        """One column of all, all of one kind."""
+        if len(parts) == 1:
+            return parts[0]
+        values = np.concatenate([part.values for part in parts])
+        if all(part.starts is None for part in parts):
+            return VectorColumn(values)
+        starts = np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))])
+        indices = [part.indices for part in parts if part.indices is not None]
+        return VectorColumn(
+            values,
+            starts,
+            np.concatenate(indices) if indices else None,
+            np.concatenate([part.has() for part in parts]) if indices else None,
+        )
+
+
+VectorColumns: TypeAlias = dict[str, VectorColumn]
+"""By the vectors' names."""
+
+
+def unnamed(vectors: Vectors) -> VectorColumns:
+    """One dense vector a point, (n, dimension), without a name."""
+    return {UNNAMED: VectorColumn(vectors)}
 
 
 class Distance(StrEnum):
@@ -91,35 +191,14 @@ class Distance(StrEnum):
         return self in (Distance.COSINE, Distance.DOT)
 
 
-class Import(msgspec.Struct, frozen=True):
-    """A bulk load that concerns a shard, which is to be ready for it and then take it in."""
-
-    job: str
-    """The job's number, which is higher than that of any before it, "-", and what else names it."""
-    ready: bool
-    """Whether the job's segments are there, and all shards are to take theirs in."""
-
-
-class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What one shard must know of its collection."""
+class VectorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Of dense vectors under one name."""
 
     dimension: int
     distance: Distance
-    recall_target: float = 0.95
-    """Aimed-at recall@10 of a search that pins neither ``nprobe`` nor ``exact``."""
-    flat_threshold: int = 10_000
-    """Rows up to which a segment is searched by exact scan and gets no IVF-PQ index."""
-    share: float = 1.0
-    """Of the collection's rows, about: what of the nearest points to a query may be here."""
-    imports: tuple[Import, ...] = ()
-    """Bulk loads that are under way."""
-    imports_known: int = 0
-    """Any other bulk load whose number is not above this one is over."""
-
-    def is_over(self, job: str) -> bool:
-        """Whether the bulk load is known to need nothing more of the shard."""
-        number = int(job.partition("-")[0])
-        return number <= self.imports_known and all(one.job != job for one in self.imports)
+    multi: bool = False
+    """Whether a point has any number of them, and is compared by the nearest to each of the
+    query's: MaxSim, as in Khattab and Zaharia, "ColBERT" (2020)."""
 
     def prepare(self, vectors: Vectors) -> Vectors:
         """Vectors as they are stored and searched: scaled to unit length for cosine.
@@ -140,11 +219,117 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
         return scaled
 
 
+class SparseConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Of sparse vectors under one name."""
+
+    idf: bool = False
+    """Whether a query's components are weighted by how few of the collection's points have them."""
+
+
+class Import(msgspec.Struct, frozen=True):
+    """A bulk load that concerns a shard, which is to be ready for it and then take it in."""
+
+    job: str
+    """The job's number, which is higher than that of any before it, "-", and what else names it."""
+    ready: bool
+    """Whether the job's segments are there, and all shards are to take theirs in."""
+
+
+class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What one shard must know of its collection."""
+
+    vectors: dict[str, VectorConfig] = {}
+    """By name; the one vector of a collection that names none has the empty one."""
+    sparse: dict[str, SparseConfig] = {}
+    recall_target: float = 0.95
+    """Aimed-at recall@10 of a search that pins neither ``nprobe`` nor ``exact``."""
+    flat_threshold: int = 10_000
+    """Vectors up to which a segment is searched by exact scan and gets no IVF-PQ index."""
+    share: float = 1.0
+    """Of the collection's rows, about: what of the nearest points to a query may be here."""
+    imports: tuple[Import, ...] = ()
+    """Bulk loads that are under way."""
+    imports_known: int = 0
+    """Any other bulk load whose number is not above this one is over."""
+
+    @staticmethod
+    def unnamed(dimension: int, distance: Distance, **others: Any) -> ShardConfig:
+        """Of a collection with one dense vector a point."""
+        one = VectorConfig(dimension=dimension, distance=distance)
+        return ShardConfig(vectors={UNNAMED: one}, **others)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all vectors."""
+        return [*self.vectors, *self.sparse]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a point's vectors, about."""
+        dense = sum(
+            4 * one.dimension * (_SEVERAL if one.multi else 1) for one in self.vectors.values()
+        )
+        return dense + 8 * _COMPONENTS * len(self.sparse)
+
+    def higher_is_nearer(self, params: SearchParams) -> bool:
+        """Whether of two scores of such a search the higher one is the nearer point's."""
+        if params.examples or params.using in self.sparse:
+            return True
+        return self.vectors[params.using].distance.higher_is_nearer
+
+    def is_over(self, job: str) -> bool:
+        """Whether the bulk load is known to need nothing more of the shard."""
+        number = int(job.partition("-")[0])
+        return number <= self.imports_known and all(one.job != job for one in self.imports)
+
+    def empty(self, name: str, rows: int = 0) -> VectorColumn:
+        """A column of that name for so many points, none of which has a vector."""
+        starts = np.zeros(rows + 1, np.int64)
+        if name in self.sparse:
+            return VectorColumn(
+                np.empty(0, np.float32), starts, np.empty(0, np.uint32), np.zeros(rows, np.bool_)
+            )
+        values = np.empty((0, self.vectors[name].dimension), np.float32)
+        return VectorColumn(values, starts if rows else None)
+
+    def prepare(self, columns: VectorColumns, rows: int) -> VectorColumns:
+        """Vectors of so many points as they are stored and searched; names left out are empty.
+
+        Raises InvalidInput where a column is not of the form that its name has.
+        """
+        prepared = {}
+        for name, column in columns.items():
+            if name not in self.vectors and name not in self.sparse:
+                raise InvalidInput(f"Not existing vector name error: {name}")
+            if column.rows != rows:
+                raise InvalidInput(f"vectors {name!r}: {column.rows} for {rows} points")
+            config = self.vectors.get(name)
+            if config is None:
+                if column.indices is None:
+                    raise InvalidInput(f"vectors {name!r}: expected sparse ones")
+                prepared[name] = column
+                continue
+            if column.indices is not None or column.values.shape[1:] != (config.dimension,):
+                shape = column.values.shape[1:]
+                raise InvalidInput(f"vectors {name!r}: expected {config.dimension}, got {shape}")
+            starts = column.starts
+            if starts is not None and not config.multi:
+                lengths = column.lengths
+                if (lengths > 1).any():
+                    raise InvalidInput(f"vectors {name!r}: expected one a point")
+                starts = None if (lengths == 1).all() else starts
+            prepared[name] = VectorColumn(config.prepare(column.values), starts)
+        for name in self.names:
+            if name not in prepared:
+                prepared[name] = self.empty(name, rows)
+        return prepared
+
+
 class Upsert(msgspec.Struct, frozen=True):
     """Insert points, or replace those whose keys exist. Keys in one upsert are distinct."""
 
     keys: Keys
-    vectors: Vectors
+    vectors: VectorColumns
     payloads: Sequence[bytes]
     """One JSON object a point; ``b""`` for none."""
 
@@ -168,16 +353,24 @@ class SearchParams(msgspec.Struct, frozen=True, kw_only=True):
     score_threshold: float | None = None
     filter: bytes = b""
     """As `shard.filter.Filter.check` encodes it; ``b""``: every point."""
+    among: bytes = b""
+    """Keys, one behind the other, of the points to search; ``b""``: all."""
+    using: str = UNNAMED
+    """The name of the vectors to compare."""
+    examples: bytes = b""
+    """As `shard.index.examples.Examples.encode` has it, where the queries are together the examples
+    of one query; ``b""``: each is one, for what is nearest to it."""
     with_payload: bool = False
-    with_vector: bool = False
+    with_vectors: tuple[str, ...] = ()
+    """Names of the vectors that come with the hits."""
 
 
 class Points(msgspec.Struct, frozen=True):
-    """Points read back, columnar. What was not asked for is None."""
+    """Points read back, columnar. What was not asked for is None, or left out of ``vectors``."""
 
     keys: Keys
     payloads: list[bytes] | None = None
-    vectors: Vectors | None = None
+    vectors: VectorColumns = {}
 
 
 class Hits(msgspec.Struct, frozen=True):
@@ -205,14 +398,24 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
 
 
+class Frequencies(msgspec.Struct, frozen=True):
+    """How common components of sparse vectors are."""
+
+    points: int
+    """That have such a vector."""
+    counts: NDArray[np.int64]
+    """(t,): how many of them have each component."""
+
+
 class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One segment as the collection's info shows it. ``index`` is ``"flat"`` or a FAISS factory."""
+    """One segment as the collection's info shows it."""
 
     id: str
     rows: int
     live: int
-    index: str
-    calibration: Calibration | None = None
+    indexes: dict[str, str]
+    """By the name of the vectors: ``"flat"``, a FAISS factory, or ``"postings"``."""
+    calibrations: dict[str, Calibration] = {}
 
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):

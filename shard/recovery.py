@@ -54,7 +54,7 @@ def open_layer(segments: SegmentStore, entry: SegmentEntry, config: ShardConfig)
         segment,
         unpack_alive(entry.dead, entry.rows),
         entry.id,
-        entry.calibration,
+        entry.calibrations,
         entry.unreachable,
     )
 
@@ -93,6 +93,6 @@ def read_points(
             raise
         # A fence may lie where a batch has been truncated: see `WriteAheadLog`, point 4.
         if not fenced or not manifests.changed():
-            yield from merged(state.view.layers)
+            yield from merged(state.view.layers, config.names)
             return
     raise Unavailable(f"{prefix}: what it consists of has changed {_ATTEMPTS} times meanwhile")

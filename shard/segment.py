@@ -1,14 +1,15 @@
 """Immutable segments: rows sorted by key, in files of one directory.
 
-``keys.npy`` and ``vectors.npy`` are memory-mapped arrays, ``payloads.arrow`` is a memory-mapped
-Arrow file, ``index.faiss`` is there in large segments only. ``segment.json`` is written last and
-has the size and checksum of every other file.
+``keys.npy`` is a memory-mapped array, and so are ``vectors-N.npy`` with, where rows have none or
+several, ``starts-N.npy``, and for sparse vectors ``indices-N.npy``, ``present-N.npy`` and their
+postings; N is the number of a name of vectors in the header. ``payloads.arrow`` is a memory-mapped
+Arrow file, ``index-N.faiss`` is there in large segments only. ``segment.json`` is written last and
+has the names of the vectors, and the size and checksum of every other file.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,34 @@ from numpy.typing import NDArray
 
 from shard.errors import Corrupt
 from shard.index.calibration import calibrate
-from shard.index.exact import rerank, scan
+from shard.index.columns import ColumnIndex, open_column
 from shard.index.ivfpq import IvfPqIndex
+from shard.index.sparse import Postings
 from shard.matching import Matching
 from shard.model import (
     KEY_DTYPE,
     Calibration,
-    Distance,
     Keys,
     Mask,
     Points,
     Rows,
-    Scores,
     ShardConfig,
+    SparseConfig,
+    VectorColumn,
+    VectorColumns,
+    VectorConfig,
     Vectors,
 )
 from shard.objects.document import decode_stored
 
 HEADER = "segment.json"
-_KEYS, _VECTORS, _PAYLOADS, _INDEX = "keys.npy", "vectors.npy", "payloads.arrow", "index.faiss"
-_FORMAT = "shoal-segment-1"
+_KEYS, _PAYLOADS = "keys.npy", "payloads.arrow"
+_FORMAT = "shoal-segment-2"
 _SCHEMA = pa.schema([pa.field("payload", pa.large_binary(), nullable=False)])
 _HASH_BYTES = 4 << 20
 _SEED = 20_120_101
-_OVERSAMPLING = 16.0
-_SCAN_SHARE = 0.1
-"""With candidates beyond this share of all rows a scan is as cheap as their rerank."""
-_FEW_ROWS = 5_000
-"""Up to so many live rows are compared one by one, however many are dead."""
+_VECTORS, _STARTS, _INDICES, _PRESENT = "vectors", "starts", "indices", "present"
+_INDEX, _POSTINGS = "index", "postings-"
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -59,9 +60,39 @@ class _File(msgspec.Struct, frozen=True):
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     rows: int
-    dimension: int
-    distance: Distance
+    vectors: dict[str, VectorConfig]
+    sparse: dict[str, SparseConfig]
     files: dict[str, _File]
+
+    def path(self, directory: Path, name: str, part: str) -> Path:
+        """Where a part of the vectors of that name is."""
+        number = [*self.vectors, *self.sparse].index(name)
+        ending = "faiss" if part == _INDEX else "npy"
+        return directory / f"{part}-{number}.{ending}"
+
+    def array(self, directory: Path, name: str, part: str) -> NDArray[Any] | None:
+        """One that is stored, memory-mapped. Raises Corrupt."""
+        path = self.path(directory, name, part)
+        return _map(path) if path.name in self.files else None
+
+    def column(self, directory: Path, name: str) -> VectorColumn:
+        """Raises Corrupt."""
+        values = self.array(directory, name, _VECTORS)
+        if values is None:
+            raise Corrupt(f"{directory.name}: no vectors {name!r}")
+        starts = self.array(directory, name, _STARTS)
+        column = VectorColumn(
+            values,
+            starts,
+            self.array(directory, name, _INDICES),
+            self.array(directory, name, _PRESENT),
+        )
+        ends = len(values) if starts is None or not len(starts) else int(starts[-1])
+        config = self.vectors.get(name)
+        shape = () if config is None else (config.dimension,)
+        if column.rows != self.rows or ends != len(values) or values.shape[1:] != shape:
+            raise Corrupt(f"{directory.name}: vectors {name!r} are not of {self.rows} rows")
+        return column
 
 
 class Segment:
@@ -70,32 +101,34 @@ class Segment:
     def __init__(
         self,
         keys: Keys,
-        vectors: Vectors,
+        columns: VectorColumns,
+        indexes: dict[str, IvfPqIndex],
+        searched: dict[str, ColumnIndex],
         payloads: list[pa.Array],
-        index: IvfPqIndex | None,
-        distance: Distance,
     ) -> None:
         self.keys = keys
         """Ascending, (rows,), memory-mapped."""
         self.rows = len(keys)
-        self._vectors = vectors
+        self._columns = columns
+        self._indexes = indexes
+        self._searched = searched
         self._payloads = payloads
         self._payload_ends = np.cumsum([len(batch) for batch in payloads])
-        self._index = index
-        self._distance = distance
         self._matching = Matching()
 
     @classmethod
     def open(cls, directory: Path, config: ShardConfig) -> Segment:
         """Raises Corrupt where the files do not belong together; `verify` looks at their bytes."""
         header = _read_header(directory)
-        if (header.dimension, header.distance) != (config.dimension, config.distance):
-            raise Corrupt(f"{directory.name}: made for {header.dimension}, {header.distance}")
+        made_for = (header.vectors, header.sparse.keys())
+        if made_for != (config.vectors, config.sparse.keys()):
+            raise Corrupt(f"{directory.name}: made for other vectors than the collection's")
         for name, file in header.files.items():
             if _size(directory / name) != file.bytes:
                 raise Corrupt(f"{directory.name}/{name}: expected {file.bytes} bytes")
-        keys = _map(directory / _KEYS, (header.rows,), KEY_DTYPE)
-        vectors = _map(directory / _VECTORS, (header.rows, header.dimension), np.dtype(np.float32))
+        keys = _map(directory / _KEYS)
+        if keys.shape != (header.rows,) or keys.dtype != KEY_DTYPE:
+            raise Corrupt(f"{directory.name}/{_KEYS}: {keys.dtype} {keys.shape}")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(directory / _PAYLOADS)))
             batches = [
@@ -105,19 +138,24 @@ class Segment:
             raise Corrupt(f"{directory.name}/{_PAYLOADS}: {error}") from error
         if sum(map(len, batches)) != header.rows:
             raise Corrupt(f"{directory.name}/{_PAYLOADS}: expected {header.rows} rows")
-        index = IvfPqIndex.open(directory / _INDEX) if _INDEX in header.files else None
-        if index is not None and index.rows != header.rows:
-            raise Corrupt(f"{directory.name}/{_INDEX}: expected {header.rows} rows")
-        return cls(keys, vectors, batches, index, header.distance)
+        columns, indexes, searched = {}, {}, {}
+        for name in config.names:
+            column = columns[name] = header.column(directory, name)
+            path = header.path(directory, name, _INDEX)
+            if path.name in header.files:
+                index = indexes[name] = IvfPqIndex.open(path)
+                if index.rows != len(column.values):
+                    raise Corrupt(f"{directory.name}/{path.name}: {index.rows} vectors")
+            postings = _open_postings(header, directory, name) if name in config.sparse else None
+            searched[name] = open_column(
+                column, config.vectors.get(name), indexes.get(name), postings
+            )
+        return cls(keys, columns, indexes, searched, batches)
 
     @property
     def indexed(self) -> bool:
-        return self._index is not None
-
-    @property
-    def index_name(self) -> str:
-        """``"flat"``, or the index as FAISS's index factory has it."""
-        return "flat" if self._index is None else self._index.name
+        """Whether some of its vectors have an index that had to be built."""
+        return bool(self._indexes)
 
     def find(self, keys: Keys) -> Rows:
         """The row of each key, -1 where there is none. Shape (n,)."""
@@ -127,50 +165,32 @@ class Segment:
         found: Rows = np.where(self.keys[rows] == keys, rows, -1)
         return found
 
-    def search(
-        self,
-        queries: Vectors,
-        limit: int,
-        *,
-        exact: bool,
-        nprobe: int | None,
-        oversampling: float | None,
-        alive: Mask | None,
-    ) -> tuple[Rows, Scores]:
-        """The nearest rows and their exact scores, both (q, ``limit``), as of `exact.scan`.
+    def column(self, name: str) -> ColumnIndex:
+        """The vectors of that name, to be searched."""
+        return self._searched[name]
 
-        With an index, ``limit * oversampling`` candidates from ``nprobe`` lists are reranked by
-        their raw vectors. More lists are searched where these hold fewer than ``limit`` live rows;
-        where few rows are alive, these are compared one by one.
-        """
-        index = self._index
-        count = max(limit, math.ceil(limit * (oversampling or _OVERSAMPLING)))
-        live = self.rows if alive is None else int(np.count_nonzero(alive))
-        if alive is not None and live <= min(_FEW_ROWS, self.rows // 4):
-            few = np.broadcast_to(np.flatnonzero(alive), (len(queries), live))
-            return rerank(self._vectors, queries, few, limit, self._distance)
-        if exact or index is None or count >= _SCAN_SHARE * self.rows:
-            return scan(self._vectors, queries, limit, self._distance, alive)
-        wanted = min(limit, live)
-        nprobe = nprobe or max(1, index.lists // 8)
-        candidates = index.candidates(queries, count, nprobe, alive)
-        while wanted and nprobe < index.lists and (candidates[:, wanted - 1] < 0).any():
-            nprobe = min(2 * nprobe, index.lists)
-            candidates = index.candidates(queries, count, nprobe, alive)
-        return rerank(self._vectors, queries, candidates, limit, self._distance)
-
-    def calibrate(self, config: ShardConfig) -> Calibration | None:
-        """Settings that reach the target; None when only an exact search does, or no index is."""
-        if self._index is None:
-            return None
-        return _calibrate(self._index, self._vectors, config)
+    def calibrate(self, config: ShardConfig) -> dict[str, Calibration]:
+        """Settings that reach the target, by the names of the vectors for which an index does."""
+        found = {
+            name: _calibrate(index, self._columns[name].values, config, config.vectors[name])
+            for name, index in self._indexes.items()
+        }
+        return {name: one for name, one in found.items() if one is not None}
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
         columns = self._payloads
         return self._matching.mask(
-            filter, self.keys, lambda: (column.to_pylist() for column in columns)
+            filter,
+            self.keys,
+            lambda: (column.to_pylist() for column in columns),
+            self.has,
         )
+
+    def has(self, name: str) -> Mask:
+        """Rows that have a vector of that name, (rows,)."""
+        column = self._columns.get(name)
+        return np.zeros(self.rows, np.bool_) if column is None else column.has()
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""
@@ -181,10 +201,9 @@ class Segment:
             found.append(column[row - int(self._payload_ends[batch]) + len(column)].as_py())
         return found
 
-    def vectors(self, rows: Rows) -> Vectors:
-        """The vectors of ``rows``, (n, d), copied."""
-        chosen: Vectors = np.asarray(self._vectors[rows])
-        return chosen
+    def vectors(self, name: str, rows: Rows) -> VectorColumn:
+        """The vectors of ``rows`` under that name, copied."""
+        return self._columns[name].take(rows)
 
 
 def write_segment(
@@ -192,60 +211,163 @@ def write_segment(
 ) -> None:
     """Write a segment without an index into an existing empty directory.
 
-    ``batches`` have ``rows`` points in all, with payloads and prepared vectors, and ascending keys.
+    ``batches`` have ``rows`` points in all, with payloads, prepared vectors of all names, and
+    ascending keys.
     """
-    shape = (rows, config.dimension)
-    keys = _create(directory / _KEYS, (rows,), KEY_DTYPE)
-    vectors = _create(directory / _VECTORS, shape, np.dtype(np.float32))
+    header = _Header(
+        format=_FORMAT, rows=rows, vectors=config.vectors, sparse=config.sparse, files={}
+    )
+    keys = _Writer(directory / _KEYS, np.empty(0, KEY_DTYPE))
+    columns = {name: _ColumnWriter(header, directory, name, config) for name in config.names}
     start = 0
     with pa.OSFile(str(directory / _PAYLOADS), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as out:
         for batch in batches:
-            end = start + len(batch.keys)
-            keys[start:end] = batch.keys
-            vectors[start:end] = batch.vectors
+            keys.append(batch.keys)
+            for name, column in columns.items():
+                column.append(batch.vectors[name])
             out.write_batch(
                 pa.record_batch([pa.array(batch.payloads, pa.large_binary())], schema=_SCHEMA)
             )
-            start = end
+            start += len(batch.keys)
     if start != rows:
         raise ValueError(f"{start} points, expected {rows}")
-    for array in (keys, vectors):
-        if isinstance(array, np.memmap):
-            array.flush()
-    _write_header(directory, rows, config, [_KEYS, _VECTORS, _PAYLOADS])
+    files = [keys.close().name, _PAYLOADS]
+    for column in columns.values():
+        files += [path.name for path in column.close()]
+    files += _write_postings(header, directory, files)
+    _write_header(header, directory, files)
 
 
-def build_index(
+def build_indexes(
     directory: Path,
     config: ShardConfig,
     template: Path | None = None,
-    calibration: Calibration | None = None,
-) -> Calibration | None:
-    """Give a written segment an index, calibrated for ``config.recall_target``.
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> dict[str, Calibration]:
+    """Give a written segment its indexes, calibrated for ``config.recall_target``: for each name
+    with as many vectors as `ShardConfig.flat_threshold`, unless that cannot be reached.
 
-    ``template``: the file of an index, trained but empty, to fill instead of training one.
-    ``calibration``: of an index like this one, to take over instead of measuring.
-
-    None, and the segment stays flat, where the target cannot be reached with it.
+    ``template``: the file of an index, trained but empty, to fill instead of training one, where
+    there is just one name of dense vectors. ``calibrations``: of a segment like this one, to take
+    over instead of measuring.
     """
-    rows = _read_header(directory).rows
-    vectors = _map(directory / _VECTORS, (rows, config.dimension), np.dtype(np.float32))
-    if not rows:
-        return None
-    if template is None:
-        index = IvfPqIndex.build(vectors, config.distance, _SEED)
-    else:
-        index = IvfPqIndex.open(template).filled(vectors)
-    if calibration is None:
-        calibration = _calibrate(index, vectors, config)
-    if calibration is not None:
-        index.write(directory / _INDEX)
-        _write_header(directory, rows, config, [_KEYS, _VECTORS, _PAYLOADS, _INDEX])
-    return calibration
+    header = _read_header(directory)
+    found: dict[str, Calibration] = {}
+    built: list[str] = []
+    for name, own in config.vectors.items():
+        vectors = header.column(directory, name).values
+        if not len(vectors) or len(vectors) < config.flat_threshold:
+            continue
+        if template is None:
+            index = IvfPqIndex.build(vectors, own.distance, _SEED)
+        else:
+            index = IvfPqIndex.open(template).filled(vectors)
+        calibration = (calibrations or {}).get(name)
+        if calibration is None:
+            calibration = _calibrate(index, vectors, config, own)
+        if calibration is None:
+            continue
+        path = header.path(directory, name, _INDEX)
+        index.write(path)
+        found[name] = calibration
+        built.append(path.name)
+    if built:
+        _write_header(header, directory, [*header.files, *built])
+    return found
 
 
-def _calibrate(index: IvfPqIndex, vectors: Vectors, config: ShardConfig) -> Calibration | None:
-    return calibrate(index, vectors, config.distance, config.recall_target, config.share, _SEED)
+def _calibrate(
+    index: IvfPqIndex, vectors: Vectors, config: ShardConfig, own: VectorConfig
+) -> Calibration | None:
+    return calibrate(index, vectors, own.distance, config.recall_target, config.share, _SEED)
+
+
+def _open_postings(header: _Header, directory: Path, name: str) -> Postings:
+    arrays = {part: header.array(directory, name, _POSTINGS + part) for part in Postings.FILES}
+    found = {part: array for part, array in arrays.items() if array is not None}
+    if found.keys() != arrays.keys():
+        raise Corrupt(f"{directory.name}: no postings of {name!r}")
+    return Postings(found, header.rows)
+
+
+def _write_postings(header: _Header, directory: Path, files: list[str]) -> list[str]:
+    written = []
+    stored = msgspec.structs.replace(header, files=dict.fromkeys(files, _File(0, "")))
+    for name in header.sparse:
+        for part, array in Postings.arrays(stored.column(directory, name)).items():
+            path = header.path(directory, name, _POSTINGS + part)
+            np.save(path, array)
+            written.append(path.name)
+    return written
+
+
+class _Writer:
+    """Writes an array, however long, a part at a time."""
+
+    def __init__(self, path: Path, empty: NDArray[Any]) -> None:
+        self._path = path
+        self._shape = empty.shape
+        self._dtype = empty.dtype
+        self._rows = 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        np.ascontiguousarray(rows, self._dtype).tofile(self._file)
+        self._rows += len(rows)
+
+    def close(self) -> Path:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+        return self._path
+
+    def _write_header(self) -> None:
+        # NumPy leaves room in a header for any number of rows.
+        description = np.lib.format.header_data_from_array_1_0(np.empty(0, self._dtype))
+        description["shape"] = (self._rows, *self._shape[1:])
+        np.lib.format.write_array_header_1_0(self._file, description)
+
+
+class _ColumnWriter:
+    """Writes a `VectorColumn`, a part at a time."""
+
+    def __init__(self, header: _Header, directory: Path, name: str, config: ShardConfig) -> None:
+        empty = config.empty(name)
+
+        def writer(part: str, array: NDArray[Any]) -> _Writer:
+            return _Writer(header.path(directory, name, part), array)
+
+        self._values = writer(_VECTORS, empty.values)
+        self._starts = writer(_STARTS, np.zeros(0, np.int64))
+        self._indices = self._present = None
+        self._plain = empty.indices is None
+        """Whether each row has just one vector up to now."""
+        if empty.indices is not None:
+            self._indices = writer(_INDICES, empty.indices)
+            self._present = writer(_PRESENT, np.zeros(0, np.bool_))
+        self._end = 0
+        self._starts.append(np.zeros(1, np.int64))
+
+    def append(self, column: VectorColumn) -> None:
+        self._plain = self._plain and column.starts is None
+        self._values.append(column.values)
+        self._starts.append(self._end + np.cumsum(column.lengths))
+        self._end += len(column.values)
+        if self._indices is not None and self._present is not None and column.indices is not None:
+            self._indices.append(column.indices)
+            self._present.append(column.has())
+
+    def close(self) -> list[Path]:
+        """The files that are wanted."""
+        starts = self._starts.close()
+        files = [self._values.close()]
+        if self._plain:
+            starts.unlink()
+        else:
+            files.append(starts)
+        files += [one.close() for one in (self._indices, self._present) if one is not None]
+        return files
 
 
 def segment_files(directory: Path) -> list[str]:
@@ -275,15 +397,9 @@ def _read_header(directory: Path) -> _Header:
     return header
 
 
-def _write_header(directory: Path, rows: int, config: ShardConfig, names: list[str]) -> None:
-    header = _Header(
-        format=_FORMAT,
-        rows=rows,
-        dimension=config.dimension,
-        distance=config.distance,
-        files={name: _File(_size(directory / name), _checksum(directory / name)) for name in names},
-    )
-    line = msgspec.json.encode(header)
+def _write_header(header: _Header, directory: Path, names: list[str]) -> None:
+    files = {name: _File(_size(directory / name), _checksum(directory / name)) for name in names}
+    line = msgspec.json.encode(msgspec.structs.replace(header, files=files))
     (directory / HEADER).write_bytes(line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode())
 
 
@@ -302,20 +418,15 @@ def _checksum(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if not shape[0]:  # Nothing cannot be mapped.
-        empty = np.empty(shape, dtype)
-        np.save(path, empty)
-        return empty
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
-
-
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _map(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode=None if not shape[0] else "r")
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise Corrupt(f"{path.parent.name}/{path.name}: {error}") from error
-    if array.shape != shape or array.dtype != dtype:
-        raise Corrupt(f"{path.parent.name}/{path.name}: {array.dtype} {array.shape}")
+        try:  # Nothing cannot be mapped.
+            array = np.load(path)
+        except (OSError, ValueError):
+            raise Corrupt(f"{path.parent.name}/{path.name}: {error}") from error
+        if array.size:
+            raise Corrupt(f"{path.parent.name}/{path.name}: {error}") from error
     # Without NumPy's subclass, whose every slice costs as much as a small search.
     return np.asarray(array)

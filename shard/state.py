@@ -21,11 +21,10 @@ class ShardState:
     """
 
     def __init__(self, config: ShardConfig, layers: Sequence[Layer], sequence: int) -> None:
-        self._dimension = config.dimension
-        self._distance = config.distance
+        self._config = config
         self._lock = Lock()
         self._layers = list(layers)
-        self._memtable = Memtable(self._dimension, self._distance)
+        self._memtable = Memtable(self._config)
         self._sequence = sequence
         self._touched: list[Keys] | None = None
         self._publish()
@@ -64,7 +63,7 @@ class ShardState:
             if self._memtable.rows:
                 frozen = Layer(*self._memtable.published())
                 self._layers.append(frozen)
-                self._memtable = Memtable(self._dimension, self._distance)
+                self._memtable = Memtable(self._config)
                 self._publish()
             return frozen, self._sequence
 
@@ -111,12 +110,12 @@ class ShardState:
             self._layers.extend(taken)
             self._publish()
 
-    def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
+    def retrieve(self, keys: Keys, *, with_payload: bool, with_vectors: Sequence[str]) -> Points:
         """As `View.retrieve`."""
         with self._lock:
             view = self._view
             rows = self._memtable.find(keys)
-        return view.retrieve(keys, rows, with_payload=with_payload, with_vector=with_vector)
+        return view.retrieve(keys, rows, with_payload=with_payload, with_vectors=with_vectors)
 
     def _kill(self, keys: Keys) -> None:
         for number, layer in enumerate(self._layers):
@@ -129,7 +128,7 @@ class ShardState:
 
     def _publish(self) -> None:
         active = Layer(*self._memtable.published())
-        self._view = View((*self._layers, active), self._distance, self._dimension, self._sequence)
+        self._view = View((*self._layers, active), self._config, self._sequence)
 
 
 def _without(layer: Layer, rows: Rows) -> Layer:

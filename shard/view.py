@@ -7,18 +7,20 @@ flushed or compacted meanwhile.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shard.index.columns import ColumnIndex, SparseColumn
+from shard.index.examples import Examples
 from shard.model import (
     KEY_DTYPE,
     Calibration,
-    Distance,
+    Frequencies,
     Hits,
     Keys,
     Mask,
@@ -26,7 +28,8 @@ from shard.model import (
     Rows,
     Scores,
     SearchParams,
-    Vectors,
+    ShardConfig,
+    VectorColumn,
 )
 
 
@@ -39,22 +42,12 @@ class RowSet(Protocol):
     def keys(self) -> Keys: ...
     @property
     def indexed(self) -> bool: ...
-    @property
-    def index_name(self) -> str: ...
     def find(self, keys: Keys) -> Rows: ...
-    def search(
-        self,
-        queries: Vectors,
-        limit: int,
-        *,
-        exact: bool,
-        nprobe: int | None,
-        oversampling: float | None,
-        alive: Mask | None,
-    ) -> tuple[Rows, Scores]: ...
+    def column(self, name: str) -> ColumnIndex: ...
+    def has(self, name: str) -> Mask: ...
     def matching(self, filter: bytes) -> Mask: ...
     def payloads(self, rows: Rows) -> list[bytes]: ...
-    def vectors(self, rows: Rows) -> Vectors: ...
+    def vectors(self, name: str, rows: Rows) -> VectorColumn: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +58,8 @@ class Layer:
     alive: Mask | None = None
     segment_id: str = ""
     """Empty for a memtable."""
-    calibration: Calibration | None = None
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """By the name of the vectors."""
     unreachable: float = 0.0
     """The recall target that no calibration has reached; 0 when none was missed."""
 
@@ -80,6 +74,18 @@ class Layer:
         mask = self.source.matching(filter)
         return replace(self, alive=mask if self.alive is None else mask & self.alive)
 
+    def among(self, keys: Keys) -> Layer:
+        """The layer with only those rows alive that have one of ``keys``."""
+        if self.segment_id:
+            rows = self.find_live(keys)
+            alive = np.zeros(self.source.rows, np.bool_)
+            alive[rows[rows >= 0]] = True
+        else:
+            # Not by looking them up, which finds rows that are newer than the view.
+            alive = np.isin(self.source.keys, keys)
+            alive = alive if self.alive is None else alive & self.alive
+        return replace(self, alive=alive)
+
     def find_live(self, keys: Keys) -> Rows:
         """The live row of each key, -1 where there is none."""
         rows = self.source.find(keys)
@@ -88,10 +94,12 @@ class Layer:
             rows = np.where((rows >= 0) & self.alive[rows], rows, -1)
         return rows
 
-    def search(self, queries: Vectors, params: SearchParams) -> tuple[Rows, Scores]:
+    def search(self, queries: VectorColumn, params: SearchParams) -> tuple[Rows, Scores]:
         """The nearest live rows; exact where only that reaches the recall target."""
-        picked = self.calibration
-        return self.source.search(
+        if params.examples:
+            return self._by_examples(queries, params)
+        picked = self.calibrations.get(params.using)
+        return self.source.column(params.using).search(
             queries,
             params.limit,
             exact=params.exact or (picked is None and params.nprobe is None),
@@ -99,6 +107,14 @@ class Layer:
             oversampling=params.oversampling or (picked.oversampling if picked else None),
             alive=self.alive,
         )
+
+    def _by_examples(self, examples: VectorColumn, params: SearchParams) -> tuple[Rows, Scores]:
+        has = self.source.has(params.using)
+        live = np.flatnonzero(has if self.alive is None else has & self.alive)
+        similarities = self.source.column(params.using).similarities(examples, live)
+        scores = Examples.decode(params.examples).scores(similarities)
+        best = np.argsort(-scores, kind="stable")[: params.limit]
+        return live[best][None], scores[best][None]
 
     def _nprobe(self, picked: Calibration) -> int:
         """As many lists as are calibrated for; more where the nearest live rows lie farther off."""
@@ -140,8 +156,7 @@ class View:
     """One state of a shard. ``layers`` ends with the active memtable."""
 
     layers: tuple[Layer, ...]
-    distance: Distance
-    dimension: int
+    config: ShardConfig
     sequence: int
     """Log sequence up to which writes are seen."""
 
@@ -156,24 +171,26 @@ class View:
             [one.source.keys if one.alive is None else one.source.keys[one.alive] for one in found]
         )
 
-    def search(self, queries: Vectors, params: SearchParams) -> Hits:
-        """The nearest points to each query: ``queries`` (q, dimension), prepared float32."""
+    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
+        """The nearest points to each of ``queries``, which are prepared."""
+        count = 1 if params.examples else queries.rows
         searched = [
             (number, *layer.search(queries, params))
-            for number, layer in enumerate(one.matching(params.filter) for one in self.layers)
+            for number, layer in enumerate(self._searched(params))
             if layer.live
         ]
         if not searched:
             return Hits(
-                np.zeros(len(queries), np.int64),
+                np.zeros(count, np.int64),
                 np.empty(0, np.float32),
-                self._points(_Located.none(), params.with_payload, params.with_vector),
+                self._points(_Located.none(), params.with_payload, params.with_vectors),
             )
-        layers, rows, scores = self._nearest(searched, params.limit)
+        higher_is_nearer = self.config.higher_is_nearer(params)
+        layers, rows, scores = _nearest(searched, params.limit, higher_is_nearer)
         kept = rows >= 0
         if params.score_threshold is not None:
             threshold = np.float32(params.score_threshold)
-            near = scores >= threshold if self.distance.higher_is_nearer else scores <= threshold
+            near = scores >= threshold if higher_is_nearer else scores <= threshold
             kept &= near
         lengths = kept.sum(axis=1)
         located = _Located(layers[kept], rows[kept])
@@ -181,33 +198,22 @@ class View:
         hit_keys = self._keys(located)
         if (hit_scores[1:] == hit_scores[:-1]).any():
             # Equal scores answer in key order, so that answers do not depend on the layers.
-            rank = -hit_scores if self.distance.higher_is_nearer else hit_scores
-            order = np.lexsort((hit_keys, rank, np.repeat(np.arange(len(queries)), lengths)))
+            rank = -hit_scores if higher_is_nearer else hit_scores
+            order = np.lexsort((hit_keys, rank, np.repeat(np.arange(count), lengths)))
             located = _Located(located.layers[order], located.rows[order])
             hit_scores, hit_keys = hit_scores[order], hit_keys[order]
-        points = self._points(located, params.with_payload, params.with_vector, hit_keys)
+        points = self._points(located, params.with_payload, params.with_vectors, hit_keys)
         return Hits(lengths, hit_scores, points)
 
-    def _nearest(
-        self, searched: Sequence[tuple[int, Rows, Scores]], limit: int
-    ) -> tuple[NDArray[np.int64], Rows, Scores]:
-        """The nearest of several layers' answers, each (q, n), nearest first and then row -1.
-
-        Answers layers, rows and scores, all (q, up to ``limit``).
-        """
-        if len(searched) == 1:
-            ((number, rows, scores),) = searched
-            return np.full(rows.shape, number, np.int64), rows, scores
-        rows = np.concatenate([rows for _, rows, _ in searched], axis=1)
-        scores = np.concatenate([scores for _, _, scores in searched], axis=1)
-        layers = np.concatenate([np.full(own.shape, n, np.int64) for n, own, _ in searched], axis=1)
-        rank = np.where(rows >= 0, -scores if self.distance.higher_is_nearer else scores, np.inf)
-        nearest = np.argsort(rank, axis=1, kind="stable")[:, :limit]
-        query = np.arange(len(rows))[:, None]
-        return layers[query, nearest], rows[query, nearest], scores[query, nearest]
+    def _searched(self, params: SearchParams) -> list[Layer]:
+        layers = [layer.matching(params.filter) for layer in self.layers]
+        if params.among:
+            keys = np.frombuffer(params.among, KEY_DTYPE)
+            layers = [layer.among(keys) for layer in layers]
+        return layers
 
     def retrieve(
-        self, keys: Keys, active_rows: Rows, *, with_payload: bool, with_vector: bool
+        self, keys: Keys, active_rows: Rows, *, with_payload: bool, with_vectors: Sequence[str]
     ) -> Points:
         """The points that exist of ``keys``, in that order.
 
@@ -227,7 +233,7 @@ class View:
             rows[found >= 0] = found[found >= 0]
         here = layers >= 0
         located = _Located(layers[here], rows[here])
-        return self._points(located, with_payload, with_vector, keys[here])
+        return self._points(located, with_payload, with_vectors, keys[here])
 
     def scroll(
         self,
@@ -235,7 +241,7 @@ class View:
         limit: int,
         *,
         with_payload: bool,
-        with_vector: bool,
+        with_vectors: Sequence[str],
         filter: bytes = b"",
     ) -> Points:
         """Up to ``limit`` points with keys from ``start`` on (``b""``: all), in key order.
@@ -249,7 +255,21 @@ class View:
         keys = self._keys(located)
         order = np.argsort(keys)[:limit]
         located = _Located(located.layers[order], located.rows[order])
-        return self._points(located, with_payload, with_vector, keys[order])
+        return self._points(located, with_payload, with_vectors, keys[order])
+
+    def frequencies(self, name: str, indices: NDArray[np.uint32], filter: bytes) -> Frequencies:
+        """Of ``indices`` (t,) in the sparse vectors of that name of what the filter lets through;
+        ``b""``: all."""
+        points = 0
+        counts = np.zeros(len(indices), np.int64)
+        for layer in self.layers:
+            found = layer.matching(filter)
+            if found.live:
+                column = layer.source.column(name)
+                assert isinstance(column, SparseColumn)
+                points += column.points(found.alive)
+                counts += column.frequencies(indices, found.alive)
+        return Frequencies(points, counts)
 
     def _keys(self, located: _Located) -> Keys:
         keys = np.empty(len(located.rows), KEY_DTYPE)
@@ -261,21 +281,27 @@ class View:
         self,
         located: _Located,
         with_payload: bool,
-        with_vector: bool,
+        with_vectors: Sequence[str],
         keys: Keys | None = None,
     ) -> Points:
         payloads: list[bytes] | None = None
-        vectors: Vectors | None = None
         if with_payload:
             payloads = [b""] * len(located.rows)
             for layer, where, rows in located.by_layer(self.layers):
                 for place, payload in zip(where.tolist(), layer.source.payloads(rows), strict=True):
                     payloads[place] = payload
-        if with_vector:
-            vectors = np.empty((len(located.rows), self.dimension), np.float32)
-            for layer, where, rows in located.by_layer(self.layers):
-                vectors[where] = layer.source.vectors(rows)
+        vectors = {name: self._vectors(name, located) for name in with_vectors}
         return Points(self._keys(located) if keys is None else keys, payloads, vectors)
+
+    def _vectors(self, name: str, located: _Located) -> VectorColumn:
+        groups = located.by_layer(self.layers)
+        if not groups:
+            return self.config.empty(name)
+        found = [layer.source.vectors(name, rows) for layer, _, rows in groups]
+        if len(found) == 1:
+            return found[0]
+        places = np.concatenate([where for _, where, _ in groups])
+        return VectorColumn.concatenate(found).take(np.argsort(places))
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,3 +324,22 @@ class _Located:
             where = np.flatnonzero(self.layers == number)
             groups.append((layers[number], where, self.rows[where]))
         return groups
+
+
+def _nearest(
+    searched: Sequence[tuple[int, Rows, Scores]], limit: int, higher_is_nearer: bool
+) -> tuple[NDArray[np.int64], Rows, Scores]:
+    """The nearest of several layers' answers, each (q, n), nearest first and then row -1.
+
+    Answers layers, rows and scores, all (q, up to ``limit``).
+    """
+    if len(searched) == 1:
+        ((number, rows, scores),) = searched
+        return np.full(rows.shape, number, np.int64), rows, scores
+    rows = np.concatenate([rows for _, rows, _ in searched], axis=1)
+    scores = np.concatenate([scores for _, _, scores in searched], axis=1)
+    layers = np.concatenate([np.full(own.shape, n, np.int64) for n, own, _ in searched], axis=1)
+    rank = np.where(rows >= 0, -scores if higher_is_nearer else scores, np.inf)
+    nearest = np.argsort(rank, axis=1, kind="stable")[:, :limit]
+    query = np.arange(len(rows))[:, None]
+    return layers[query, nearest], rows[query, nearest], scores[query, nearest]

@@ -36,7 +36,8 @@ class Write:
         for operation in self.operations:
             total += len(operation.keys) * _KEY_AND_OVERHEAD
             if isinstance(operation, Upsert):
-                total += operation.vectors.nbytes + sum(map(len, operation.payloads))
+                total += sum(column.nbytes for column in operation.vectors.values())
+                total += sum(map(len, operation.payloads))
         return total
 
     def settle(self, outcome: int | Exception) -> None:

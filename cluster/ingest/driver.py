@@ -22,7 +22,7 @@ from cluster.settings import ClusterSettings
 from shard.errors import InvalidInput, NotFound
 from shard.imports import Imports
 from shard.manifest import Manifest, Manifests
-from shard.model import KEY_BYTES
+from shard.model import KEY_BYTES, ShardConfig
 from shard.objects import ObjectStore
 from shard.objects.document import decode_stored
 
@@ -41,12 +41,12 @@ class Plan(msgspec.Struct, frozen=True):
     chunks: list[list[Range]]
 
     @classmethod
-    def of(cls, source: Source, dimension: int, chunk_bytes: int) -> Plan:
+    def of(cls, source: Source, config: ShardConfig, chunk_bytes: int) -> Plan:
         """Look at the files, and part their rows into chunks of about ``chunk_bytes`` of vectors.
 
         Raises NotFound, InvalidInput, and Unavailable.
         """
-        row_bytes = 4 * dimension + KEY_BYTES
+        row_bytes = config.row_bytes + KEY_BYTES
         files = source.files()
         ranges = [
             part
@@ -144,7 +144,7 @@ class IngestDriving(Driving[IngestJob]):
             return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
         except NotFound:
             pass
-        plan = Plan.of(Source(self.job.source), collection.config.dimension, self.job.chunk_bytes)
+        plan = Plan.of(Source(self.job.source), collection.config, self.job.chunk_bytes)
         # Put once: every driver of the job reads the same.
         self.store.put_if_absent(self.files.plan, msgspec.json.encode(plan))
         return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)

@@ -19,6 +19,9 @@ class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: str | None = None
     vector: str | None = None
+    """Of the vectors without a name."""
+    vectors: dict[str, str] = {}
+    """By the vectors' names."""
     payload: str | list[str] | None = None
     """One column of JSON objects, or the columns that become fields of the payload."""
 

@@ -21,7 +21,20 @@ import pyarrow.compute as pc
 from cluster.ingest.jobs import Columns
 from cluster.ingest.sources import Batch, SourceFile
 from shard.errors import InvalidInput
-from shard.model import KEY_BYTES, KEY_DTYPE, Keys, Mask, Rows, Vectors, encode_id
+from shard.model import (
+    KEY_BYTES,
+    KEY_DTYPE,
+    UNNAMED,
+    Keys,
+    Mask,
+    Rows,
+    ShardConfig,
+    VectorColumn,
+    VectorColumns,
+    Vectors,
+    encode_id,
+)
+from shard.one_vector import several, sparse_vector
 
 NAMESPACE = uuid.UUID("7a1d1f0e-0c2b-5d8e-9a57-6f1f4b2f7c11")
 """Of ids made of strings, and of file and row."""
@@ -30,6 +43,10 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 _IDS = ("id", "_id", "point_id")
 _VECTORS = ("vector", "values", "embedding", "embeddings", "emb", "dense_vector")
 _PAYLOADS = ("payload", "metadata")
+VECTOR = "vector"
+"""The column of vectors without a name; of those with one it is this, a dot and the name."""
+EXPORTED = b"shoal"
+"""In the metadata of what an export has written, whose points may have no vector."""
 _SPARSE = ("sparse_values", "sparse_vector", "sparse")
 
 
@@ -37,7 +54,7 @@ class Parsed(NamedTuple):
     """Good rows of a batch, in order, and the others."""
 
     keys: Keys
-    vectors: Vectors
+    vectors: VectorColumns
     payloads: list[bytes]
     rows: Rows
     """Of each good one, in its file."""
@@ -49,24 +66,25 @@ class Parser:
     """For files whose rows have the columns of ``schema``. Raises InvalidInput where none fits."""
 
     def __init__(
-        self, columns: Columns, dimension: int, schema: pa.Schema, file: SourceFile
+        self, columns: Columns, config: ShardConfig, schema: pa.Schema, file: SourceFile
     ) -> None:
-        self._dimension = dimension
+        self._config = config
         self._file, self._path = file.name, file.path
         names = schema.names
         if len(set(names)) < len(names):
             raise InvalidInput(f"{file.name}: two columns have the same name, it has {names}")
         self._json = _is_json(schema)
         self._id = columns.id or next((name for name in _IDS if name in names), None)
-        self._vector = columns.vector or _vector_column(schema)
-        for role, name in (("columns.id", self._id), ("columns.vector", self._vector)):
+        self._exported = EXPORTED in (schema.metadata or {})
+        self._columns = self._vector_columns(columns, schema)
+        for role, name in (("columns.id", self._id), ("columns.vector", columns.vector)):
             if name is not None and name not in names and not self._json:
                 raise InvalidInput(f"{role}: no column {name!r} in {file.name}, which has {names}")
-        if self._vector is None:
+        if not self._columns:
             raise InvalidInput(
                 f"columns.vector: none of {names} in {file.name} has vectors; name it"
             )
-        taken = {self._id, self._vector}
+        taken = {self._id, *self._columns.values()}
         self.ignored = [name for name in names if name in _SPARSE and name not in taken]
         self._document: str | None = None
         self._fields: list[str] = []
@@ -90,7 +108,11 @@ class Parser:
     def parse(self, batch: Batch) -> Parsed:
         count = batch.columns.num_rows
         errors = dict(batch.errors)
-        vectors = self._vectors(batch.columns, errors)
+        vectors = {name: self._column(name, batch.columns, errors) for name in self._config.names}
+        if self._optional and not self._exported:
+            has = np.logical_or.reduce([column.has() for column in vectors.values()])
+            for position in np.flatnonzero(~has).tolist():
+                errors.setdefault(position, "no vector")
         keys, originals = self._keys(batch, errors)
         payloads = self._payloads(batch.columns, originals, errors)
         good: Mask = np.ones(count, np.bool_)
@@ -98,32 +120,100 @@ class Parser:
         rows = np.flatnonzero(good)
         bad = [(batch.first_row + position, errors[position]) for position in sorted(errors)]
         if len(rows) < count:
-            keys, vectors = keys[rows], vectors[rows]
+            keys = keys[rows]
+            vectors = {name: column.take(rows) for name, column in vectors.items()}
             payloads = [payloads[row] for row in rows.tolist()]
         return Parsed(keys, vectors, payloads, batch.first_row + rows, bad)
 
     # Vectors
 
-    def _vectors(self, columns: pa.RecordBatch, errors: dict[int, str]) -> Vectors:
-        count = columns.num_rows
-        vectors = np.zeros((count, self._dimension), np.float32)
-        if self._vector not in columns.schema.names:
-            for position in range(count):
-                errors.setdefault(position, f"no {self._vector!r}")
-            return vectors
-        field = columns.schema.field(self._vector)
-        column = columns.column(self._vector)
-        if _is_json_field(field):
-            self._json_vectors(column, vectors, errors)
-        else:
-            self._arrow_vectors(column, vectors, errors)
-        finite = np.isfinite(vectors).all(axis=1)
-        for position in np.flatnonzero(~finite).tolist():
-            errors.setdefault(position, "vector: a component is not a finite float32")
-        return vectors
+    @property
+    def _optional(self) -> bool:
+        """Whether a row may lack some of its vectors."""
+        return self._exported or len(self._config.names) > 1
 
-    def _arrow_vectors(self, column: pa.Array, vectors: Vectors, errors: dict[int, str]) -> None:
+    def _vector_columns(self, given: Columns, schema: pa.Schema) -> dict[str, str]:
+        """Of each name of vectors that there are some of, the column."""
+        names = schema.names
+        for name, wanted in given.vectors.items():
+            if name not in self._config.names:
+                raise InvalidInput(f"columns.vectors: the collection has no vectors {name!r}")
+            if wanted not in names and not self._json:
+                raise InvalidInput(
+                    f"columns.vectors: no column {wanted!r} in {self._file}, which has {names}"
+                )
+        found = {}
+        for name in self._config.names:
+            column: str | None = given.vectors.get(name) or next(
+                (one for one in (f"{VECTOR}.{name}", name) if one and one in names), None
+            )
+            if column is None and name == UNNAMED:
+                column = given.vector or _vector_column(schema)
+            if column is None and list(self._config.sparse) == [name]:
+                column = next((one for one in _SPARSE if one in names), None)
+            if column is None and self._json:
+                column = name
+            if column is not None:
+                found[name] = column
+        return found
+
+    def _column(self, name: str, columns: pa.RecordBatch, errors: dict[int, str]) -> VectorColumn:
+        """The vectors of all rows; of rows that are wrong they are none."""
+        source = self._columns.get(name, name)
+        count = columns.num_rows
+        label = f"vector {name!r}" if name else "vector"
+        if source not in columns.schema.names:
+            if not self._optional:
+                for position in range(count):
+                    errors.setdefault(position, f"no {source!r}")
+            return self._config.empty(name, count)
+        field = columns.schema.field(source)
+        column = columns.column(source)
+        config = self._config.vectors.get(name)
+        json = _is_json_field(field)
+        if config is None or config.multi:
+            values = column.to_pylist()
+            if json:
+                values = [None if one is None else orjson.loads(one) for one in values]
+            return self._ragged(name, values, label, errors)
+        vectors = np.zeros((count, config.dimension), np.float32)
+        if json:
+            self._json_vectors(column, vectors, label, errors)
+        else:
+            self._arrow_vectors(column, vectors, label, errors)
+        for position in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+            errors.setdefault(position, f"{label}: a component is not a finite float32")
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        if json and column.null_count == 0:
+            present = np.array([value != b"null" for value in column.to_pylist()], np.bool_)
+        if present.all():
+            return VectorColumn(vectors)
+        if not self._optional:
+            for position in np.flatnonzero(~present).tolist():
+                errors.setdefault(position, f"{label}: null")
+        return VectorColumn(vectors[present], np.concatenate([[0], np.cumsum(present)]))
+
+    def _ragged(
+        self, name: str, values: list[Any], label: str, errors: dict[int, str]
+    ) -> VectorColumn:
+        """Sparse vectors or several a point, one after the other."""
+        config = self._config.vectors.get(name)
+        parts = []
+        for position, value in enumerate(values):
+            part = self._config.empty(name, 1)
+            if value is not None:
+                try:
+                    part = sparse_vector(value) if config is None else several(value, config)
+                except (InvalidInput, TypeError, ValueError, OverflowError) as error:
+                    errors.setdefault(position, f"{label}: {error}")
+            parts.append(part)
+        return VectorColumn.concatenate(parts) if parts else self._config.empty(name)
+
+    def _arrow_vectors(
+        self, column: pa.Array, vectors: Vectors, label: str, errors: dict[int, str]
+    ) -> None:
         kind = column.type
+        dimension = vectors.shape[1]
         if pa.types.is_fixed_size_list(kind):
             lengths = np.full(len(column), kind.list_size)
             flat = column.flatten() if not column.null_count else column.drop_null().flatten()
@@ -131,44 +221,40 @@ class Parser:
             lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
             flat = column.flatten()
         else:
-            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
+            raise InvalidInput(f"columns.vector: {label} in {self._file} is {kind}")
         present = column.is_valid().to_numpy(zero_copy_only=False)
         if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
-            raise InvalidInput(f"columns.vector: {self._vector!r} in {self._file} is {kind}")
+            raise InvalidInput(f"columns.vector: {label} in {self._file} is {kind}")
         if flat.null_count:
             # A null among the components: what it stands for is no number either.
             flat = flat.cast(pa.float64()).fill_null(float("nan"))
         numbers = flat.to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = numbers.astype(np.float32, copy=False)
-        fits = present & (lengths == self._dimension)
-        for position in np.flatnonzero(~fits).tolist():
-            if present[position]:
-                found = f"{lengths[position]}"
-                errors.setdefault(
-                    position, f"vector: expected dimension {self._dimension}, got {found}"
-                )
-            else:
-                errors.setdefault(position, "vector: null")
+        fits = present & (lengths == dimension)
+        for position in np.flatnonzero(present & ~fits).tolist():
+            errors.setdefault(
+                position, f"{label}: expected dimension {dimension}, got {lengths[position]}"
+            )
         if fits.all():
-            vectors[:] = numbers.reshape(-1, self._dimension)
+            vectors[:] = numbers.reshape(-1, dimension)
             return
         starts = np.cumsum(np.where(present, lengths, 0)) - np.where(present, lengths, 0)
-        chosen = starts[fits][:, None] + np.arange(self._dimension)
-        vectors[fits] = numbers[chosen]
+        vectors[fits] = numbers[starts[fits][:, None] + np.arange(dimension)]
 
-    def _json_vectors(self, column: pa.Array, vectors: Vectors, errors: dict[int, str]) -> None:
+    def _json_vectors(
+        self, column: pa.Array, vectors: Vectors, label: str, errors: dict[int, str]
+    ) -> None:
+        dimension = vectors.shape[1]
         for position, value in enumerate(column.to_pylist()):
             parsed = None if value is None else orjson.loads(value)
             if parsed is None:
-                errors.setdefault(position, "vector: null")
-            elif not isinstance(parsed, list) or not all(
-                type(one) in (int, float) for one in parsed
-            ):
-                errors.setdefault(position, "vector: expected a list of numbers")
-            elif len(parsed) != self._dimension:
+                continue
+            if not isinstance(parsed, list) or not all(type(one) in (int, float) for one in parsed):
+                errors.setdefault(position, f"{label}: expected a list of numbers")
+            elif len(parsed) != dimension:
                 errors.setdefault(
-                    position, f"vector: expected dimension {self._dimension}, got {len(parsed)}"
+                    position, f"{label}: expected dimension {dimension}, got {len(parsed)}"
                 )
             else:
                 with np.errstate(over="ignore"):

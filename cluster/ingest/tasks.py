@@ -29,10 +29,11 @@ from cluster.ingest.jobs import SAMPLES, BadRow, IngestJob
 from cluster.ingest.rows import Parsed, Parser
 from cluster.ingest.sources import BATCH_ROWS, Range, Source, SourceFile
 from shard.errors import InvalidInput, NotFound
+from shard.growing import GrowingColumn
 from shard.imports import Imports
 from shard.index.ivfpq import IvfPqIndex, sample_rows
 from shard.manifest import SegmentEntry, pack_dead
-from shard.model import KEY_DTYPE, Keys, Points, Rows, Vectors, decode_id, shards_of
+from shard.model import KEY_DTYPE, Keys, Points, Rows, VectorColumns, Vectors, decode_id, shards_of
 from shard.objects import ObjectStore, open_object_store
 from shard.scheduling import leave_cores_to_others
 from shard.segment_store import imported_id
@@ -124,17 +125,26 @@ def sample(work: Work, ranges: list[Range], segment_rows: int) -> None:
         count = sample_rows(segment_rows)
         most = -(-count // len(ranges)) if len(ranges) >= _MANY_RANGES else None
         share = 1.0 if most else count / max(1, sum(part.rows for part in ranges))
-        chosen = [np.empty((0, config.dimension), np.float32)]
-        for parsed, _ in _parse(work, ranges, most=most):
-            wanted = generator.random(len(parsed.vectors)) < share
-            chosen.append(parsed.vectors[wanted])
-        vectors = config.prepare(np.concatenate(chosen)[:count])
+        name = _templated(work.collection)
+        chosen: list[Vectors] = []
+        for parsed, _ in _parse(work, ranges if name is not None else [], most=most):
+            assert name is not None
+            wanted = np.flatnonzero(generator.random(len(parsed.keys)) < share)
+            chosen.append(parsed.vectors[name].take(wanted).values)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "template"
             path.touch()
-            if len(vectors):
-                IvfPqIndex.train(vectors, segment_rows, config.distance, seed=0).write(path)
+            if name is not None and any(len(some) for some in chosen):
+                own = config.vectors[name]
+                vectors = own.prepare(np.concatenate(chosen)[:count])
+                IvfPqIndex.train(vectors, segment_rows, own.distance, seed=0).write(path)
             store.put_file(JobFiles(store, work.job).template, path)
+
+
+def _templated(collection: Collection) -> str | None:
+    """The name of the vectors that have a template; none where there are several."""
+    names = list(collection.config.vectors)
+    return names[0] if len(names) == 1 else None
 
 
 def encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encoded:
@@ -177,7 +187,7 @@ def _encode(work: Work, chunk: int, ranges: list[Range], indexed: bool) -> Encod
                 config,
                 scratch / str(shard),
                 template=template,
-                calibration=like.calibration if like else None,
+                calibrations=like.calibrations if like else None,
             )
 
         # Which shard a row goes to is chance: what is measured in one holds in all.
@@ -236,7 +246,7 @@ def resolve(work: Work, shard: int, segments: list[SegmentEntry | None]) -> Reso
 
 class _Gathered(msgspec.Struct):
     keys: Keys
-    vectors: Vectors
+    vectors: VectorColumns
     payloads: list[bytes]
     origin: NDArray[np.void]
 
@@ -245,36 +255,30 @@ class _Gathered(msgspec.Struct):
         for first in range(0, len(chosen), BATCH_ROWS):
             some = chosen[first : first + BATCH_ROWS]
             payloads = [self.payloads[row] for row in some.tolist()]
-            yield Points(self.keys[some], payloads, self.vectors[some])
+            vectors = {name: column.take(some) for name, column in self.vectors.items()}
+            yield Points(self.keys[some], payloads, vectors)
 
 
 def _gather(work: Work, ranges: list[Range], rejects: list[BadRow], ignored: set[str]) -> _Gathered:
     config = work.collection.config
-    dimension = config.dimension
     expected = sum(part.rows for part in ranges)
-    vectors = np.empty((expected, dimension), np.float32)
+    vectors = {name: GrowingColumn(config.empty(name), expected) for name in config.names}
     keys: list[Keys] = []
     payloads: list[bytes] = []
     origins: list[NDArray[np.void]] = []
-    count = 0
     for parsed, file in _parse(work, ranges, ignored):
-        end = count + len(parsed.keys)
-        if end > len(vectors):  # Lines, whose number was a guess.
-            grown = np.empty((max(end, 2 * len(vectors)), dimension), np.float32)
-            grown[:count] = vectors[:count]
-            vectors = grown
-        vectors[count:end] = config.prepare(parsed.vectors)
+        for name, column in config.prepare(parsed.vectors, len(parsed.keys)).items():
+            vectors[name].append(column)
         keys.append(parsed.keys)
         payloads += parsed.payloads
         origin = np.empty(len(parsed.keys), _ORIGIN)
         origin["file"], origin["row"] = file, parsed.rows
         origins.append(origin)
-        name = work.files[file].name
-        rejects += [BadRow(name, row, reason) for row, reason in parsed.bad]
-        count = end
+        rejected = work.files[file].name
+        rejects += [BadRow(rejected, row, reason) for row, reason in parsed.bad]
     return _Gathered(
         np.concatenate([*keys, np.empty(0, KEY_DTYPE)]),
-        vectors[:count],
+        {name: column.used for name, column in vectors.items()},
         payloads,
         np.concatenate([*origins, np.empty(0, _ORIGIN)]),
     )
@@ -307,8 +311,8 @@ def _parse(
     for file, batch in _ahead(read):
         if parser is None or seen != (file, batch.columns.schema):
             seen = (file, batch.columns.schema)
-            dimension = work.collection.config.dimension
-            parser = Parser(work.job.columns, dimension, seen[1], work.files[file])
+            config = work.collection.config
+            parser = Parser(work.job.columns, config, seen[1], work.files[file])
             if ignored is not None:
                 ignored.update(parser.ignored)
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 import msgspec
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,13 +22,15 @@ from router.api.exchange import Context, Timeout, answer, read_body
 from router.api.indexes import payload_schema
 from router.errors import OutOfRange
 from shard.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
-from shard.model import ShardConfig, ShardInfo
+from shard.model import UNNAMED, ShardConfig, ShardInfo, SparseConfig, VectorConfig
 
 routes = APIRouter(prefix="/collections", tags=["Collections"])
 
 CREATE_SECONDS = 60
 """How long a create waits for its shards, unless the request says."""
 MAX_NAME = 255
+MAX_VECTORS = 64
+"""Names of vectors in a collection."""
 _NOT_IN_NAMES = '<>:"/\\|?*\0\x1f'
 _NEVER = 2**31 - 1
 _LEAST_INDEXED_ROWS = 1_000
@@ -63,33 +65,42 @@ class _Changes:
     """What a request sets, in the form that `Collection` keeps."""
 
     settings: dict[str, Any]
-    vector_settings: dict[str, Any]
+    vector_settings: dict[str, dict[str, Any]]
+    """By name."""
+    sparse_settings: dict[str, dict[str, Any]]
     recall_target: float | None
     indexing_threshold: int | None
 
     def apply(self, collection: Collection) -> Collection:
         """``collection`` with the changes laid over it, setting by setting."""
         settings = _merge(collection.settings, self.settings)
-        settings["vectors"] = _merge(settings.get("vectors", {}), self.vector_settings)
         config = collection.config
+        for kind, known, given in (
+            ("vectors", config.vectors, self.vector_settings),
+            ("sparse_vectors", config.sparse, self.sparse_settings),
+        ):
+            for name in given.keys() - known.keys():
+                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+            old = settings.get(kind, {})
+            settings[kind] = old | {
+                name: _merge(old.get(name, {}), one) for name, one in given.items()
+            }
         if self.recall_target is not None:
             config = msgspec.structs.replace(config, recall_target=self.recall_target)
         if self.indexing_threshold is not None:
-            rows = _flat_rows(self.indexing_threshold, config.dimension)
+            rows = _flat_rows(self.indexing_threshold, config)
             config = msgspec.structs.replace(config, flat_threshold=rows)
         return msgspec.structs.replace(collection, settings=settings, config=config)
 
     @staticmethod
     def of(body: wire.CreateCollection | wire.UpdateCollection) -> _Changes:
         params: Any = body
-        vector: wire.VectorParams | wire.VectorParamsDiff | None
+        vectors: Mapping[str, wire.VectorParams | wire.VectorParamsDiff]
         if isinstance(body, wire.CreateCollection):
-            vector = body.vectors
+            vectors = vector_params(body)
         else:
             params = body.params or wire.CollectionParamsDiff()
-            if body.vectors and set(body.vectors) != {""}:
-                raise InvalidInput('vectors: named vectors are not supported, expected `""`')
-            vector = (body.vectors or {}).get("")
+            vectors = body.vectors or {}
         given = {
             "hnsw_config": body.hnsw_config,
             "optimizers_config": body.optimizers_config,
@@ -100,15 +111,23 @@ class _Changes:
             "id_tracker": params.id_tracker,
             "metadata": body.metadata,
         }
-        vector_given = {
-            key: getattr(vector, key, None)
-            for key in ("hnsw_config", "quantization_config", "on_disk", "memory", "datatype")
-        }
+        kept = (
+            "hnsw_config",
+            "quantization_config",
+            "on_disk",
+            "memory",
+            "datatype",
+            "multivector_config",
+        )
         encode_payloads([body.metadata], "metadata")  # Refuses what no answer can show.
         optimizers = body.optimizers_config or wire.OptimizersConfig()
         return _Changes(
             _plain(given),
-            _plain(vector_given),
+            {
+                name: _plain({key: getattr(one, key, None) for key in kept})
+                for name, one in vectors.items()
+            },
+            {name: msgspec.to_builtins(one) for name, one in (body.sparse_vectors or {}).items()},
             body.recall_target,
             optimizers.indexing_threshold,
         )
@@ -131,10 +150,21 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flat_rows(kilobytes: int, dimension: int) -> int:
+def vector_params(body: wire.CreateCollection) -> dict[str, wire.VectorParams]:
+    """By name; of the one vector that has none, by the empty one. Raises Malformed, OutOfRange."""
+    given = body.vectors or {}
+    if "size" in given and not isinstance(given["size"], dict):
+        return {UNNAMED: wire.convert(given, wire.VectorParams, "vectors")}
+    return {
+        name: wire.convert(one, wire.VectorParams, f"vectors.{name}") for name, one in given.items()
+    }
+
+
+def _flat_rows(kilobytes: int, config: ShardConfig) -> int:
     """Rows that fit in Qdrant's ``indexing_threshold``, which is in kilobytes of vectors."""
     if kilobytes == 0:
         return _NEVER
+    dimension = max([one.dimension for one in config.vectors.values()], default=1)
     return min(max(kilobytes * 1024 // (4 * dimension), _LEAST_INDEXED_ROWS), _NEVER)
 
 
@@ -171,11 +201,22 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     """Create a collection, and wait until its shards answer."""
     context = Context.of(request)
     check_name(name)
-    body = _create(_unnamed_vector(await read_body(request)))
+    body = _create(await read_body(request))
     shard_count = body.shard_number or context.default_shards
     config = ShardConfig(
-        dimension=body.vectors.size, distance=body.vectors.distance, share=1 / shard_count
+        vectors={
+            name: VectorConfig(
+                dimension=one.size, distance=one.distance, multi=one.multivector_config is not None
+            )
+            for name, one in vector_params(body).items()
+        },
+        sparse={
+            name: SparseConfig(idf=one.modifier == "idf")
+            for name, one in (body.sparse_vectors or {}).items()
+        },
+        share=1 / shard_count,
     )
+    _check_names(config)
     collection = _Changes.of(body).apply(
         Collection(
             id=uuid4().hex,
@@ -193,18 +234,17 @@ async def create(request: Request, name: str, timeout: Timeout = None) -> Respon
     return answer(request, True)
 
 
-def _unnamed_vector(body: bytes) -> bytes:
-    """The body with the parameters of the one vector, where they are given by its empty name."""
-    if b'""' not in body:
-        return body
-    try:
-        given = orjson.loads(body)
-    except ValueError:
-        return body
-    vectors = given.get("vectors") if isinstance(given, dict) else None
-    if isinstance(vectors, dict) and vectors.keys() == {""}:
-        return orjson.dumps(given | {"vectors": vectors[""]})
-    return body
+def _check_names(config: ShardConfig) -> None:
+    names = config.names
+    if not names:
+        raise InvalidInput("vectors: expected parameters of one at least")
+    if len(names) > MAX_VECTORS:
+        raise InvalidInput(f"vectors: expected at most {MAX_VECTORS} names, got {len(names)}")
+    for name in names:
+        if len(name) > MAX_NAME:
+            raise InvalidInput(f"vectors: expected names of at most {MAX_NAME} characters")
+    for name in config.vectors.keys() & config.sparse.keys():
+        raise InvalidInput(f"sparse_vectors: {name!r} is the name of dense vectors too")
 
 
 async def wait_until_answering(context: Context, collection: Collection, timeout: float) -> None:
@@ -286,18 +326,26 @@ def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
 
 def _config(collection: Collection) -> dict[str, Any]:
     settings = collection.settings
+    vectors = {
+        name: {
+            "size": one.dimension,
+            "distance": one.distance,
+            **settings.get("vectors", {}).get(name, {}),
+        }
+        for name, one in collection.config.vectors.items()
+    }
     params = {
-        "vectors": {
-            "size": collection.config.dimension,
-            "distance": collection.config.distance,
-            **settings.get("vectors", {}),
-        },
+        "vectors": vectors[UNNAMED] if vectors.keys() == {UNNAMED} else vectors,
         "shard_number": collection.shard_count,
         "replication_factor": 1,
         "write_consistency_factor": 1,
         "on_disk_payload": settings.get("on_disk_payload", True),
     }
-    optional = {key: settings[key] for key in ("payload", "id_tracker") if key in settings}
+    optional: dict[str, Any] = {
+        key: settings[key] for key in ("payload", "id_tracker") if key in settings
+    }
+    if collection.config.sparse:
+        optional["sparse_vectors"] = settings.get("sparse_vectors", {})
     config = {
         "params": params | optional,
         "hnsw_config": _HNSW | settings.get("hnsw_config", {}),

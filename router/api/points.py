@@ -26,7 +26,7 @@ from router.directory import PointNotFound
 from router.errors import Malformed, OutOfRange
 from shard.edits import Edit
 from shard.errors import InvalidInput
-from shard.model import Delete, Keys, Points, Upsert, decode_ids, encode_id, encode_ids
+from shard.model import Delete, Keys, ShardConfig, Upsert, decode_ids, encode_id, encode_ids
 from shard.rpc.channel import MAX_MESSAGE_BYTES
 from shard.rpc.merge import take_points
 
@@ -49,19 +49,22 @@ _scroll = wire.Decoder(wire.Scroll)
 _count = wire.Decoder(wire.CountPoints)
 
 
-def wants_vector(asked: wire.WithVector | None) -> bool:
-    """Whether a request asks for vectors. Raises InvalidInput where it names any."""
+def wanted_vectors(asked: wire.WithVector | None, config: ShardConfig) -> tuple[str, ...]:
+    """Names of the vectors that a request asks for. Raises InvalidInput where there is no such."""
     if isinstance(asked, list):
-        if any(asked):
-            raise InvalidInput("with_vector: named vectors are not supported")
-        return bool(asked)
-    return bool(asked)
+        for name in asked:
+            if name not in config.vectors and name not in config.sparse:
+                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+        return tuple(dict.fromkeys(asked))
+    return tuple(config.names) if asked else ()
 
 
-def check_vector_bytes(points: int, collection: Collection) -> None:
-    """Raises OutOfRange where so many points with their vectors are too much for one answer."""
-    dimension = collection.config.dimension
-    most = MAX_VECTOR_BYTES // (4 * dimension)
+def check_vector_bytes(points: int, names: Sequence[str], config: ShardConfig) -> None:
+    """Raises OutOfRange where so many points with these vectors are too much for one answer."""
+    if not names:
+        return
+    dimension = sum(config.vectors[name].dimension for name in names if name in config.vectors)
+    most = MAX_VECTOR_BYTES // (4 * max(1, dimension))
     if points > most:
         raise OutOfRange(
             f"with_vector: expected at most {most} points of dimension {dimension} "
@@ -74,11 +77,9 @@ def refuse_nothing_named(given: Sequence[Any]) -> None:
         raise InvalidInput("Empty update request")
 
 
-def _columns(
-    body: wire.Upsert,
-) -> tuple[Keys, Sequence[list[float] | dict[str, Any]], list[bytes]]:
+def _columns(body: wire.Upsert) -> tuple[Keys, Sequence[Any], list[bytes]]:
     """Keys, vectors and payloads of an upsert, of which the last of each key counts."""
-    vectors: Sequence[list[float] | dict[str, Any]]
+    vectors: Sequence[Any]
     match body:
         case wire.Upsert(points=list(points), batch=None):
             keys = encode_ids(
@@ -88,18 +89,7 @@ def _columns(
             payloads = encode_payloads([point.payload for point in points], "points[{}].payload")
         case wire.Upsert(points=None, batch=wire.Batch() as batch):
             keys = parse_ids(batch.ids, "batch.ids")
-            if isinstance(batch.vectors, dict):
-                # The one vector of a point has an empty name.
-                unnamed = batch.vectors.get("")
-                if len(batch.vectors) != 1 or not isinstance(unnamed, list):
-                    raise Malformed("batch.vectors: named vectors are not supported")
-                vectors = [{"": row} for row in unnamed]
-            else:
-                vectors = batch.vectors
-            if len(vectors) != len(keys):
-                raise InvalidInput(
-                    f"batch.vectors: expected as many as ids, {len(keys)}, got {len(vectors)}"
-                )
+            vectors = _rows_of(batch.vectors, len(keys))
             if batch.payloads is None:
                 payloads = [b""] * len(keys)
             else:
@@ -117,6 +107,16 @@ def _columns(
         vectors = [vectors[row] for row in last]
         payloads = [payloads[row] for row in last]
     return keys, vectors, payloads
+
+
+def _rows_of(vectors: list[Any] | dict[str, list[Any]], rows: int) -> list[Any]:
+    """The vectors of each point of a batch."""
+    for column in vectors.values() if isinstance(vectors, dict) else [vectors]:
+        if len(column) != rows:
+            raise InvalidInput(f"batch.vectors: expected as many as ids, {rows}, got {len(column)}")
+    if isinstance(vectors, list):
+        return vectors
+    return [{name: column[row] for name, column in vectors.items()} for row in range(rows)]
 
 
 async def _written(
@@ -145,8 +145,7 @@ async def upsert(request: Request, name: str, options: Writing) -> Response:
     keys, vectors, payloads = _columns(_upsert(await read_body(request)))
 
     async def write(collection: Collection, timeout: float) -> int:
-        array = parse_vectors(vectors, collection.config.dimension)
-        operation = Upsert(keys, array, payloads)
+        operation = Upsert(keys, parse_vectors(vectors, collection.config), payloads)
         return await context.fanout.write(
             collection, [operation], wait=options.wait, timeout=timeout
         )
@@ -199,7 +198,7 @@ async def _edit(
         )
         if keys is not None:
             found = await context.fanout.retrieve(
-                collection, keys, with_payload=False, with_vector=False, timeout=timeout
+                collection, keys, with_payload=False, timeout=timeout
             )
             missing = np.setdiff1d(keys, found.keys)
             if len(missing):  # Those that there are have been changed all the same, as in Qdrant.
@@ -262,16 +261,28 @@ async def clear_payload(request: Request, name: str, options: Writing) -> Respon
 
 
 async def read_points(
-    context: Context, name: str, keys: Keys, selector: Selector, vector: bool, timeout: float
-) -> Points:
-    """Those of ``keys`` that exist, in that order."""
+    request: Request,
+    name: str,
+    keys: Keys,
+    selector: Selector,
+    with_vector: wire.WithVector | None,
+    timeout: int | None,
+) -> list[dict[str, Any]]:
+    """Those of ``keys`` that exist, in that order, as JSON objects."""
+    context = Context.of(request)
 
-    async def read(collection: Collection) -> Points:
-        if vector:
-            check_vector_bytes(len(keys), collection)
-        return await context.fanout.retrieve(
-            collection, keys, with_payload=selector.wanted, with_vector=vector, timeout=timeout
+    async def read(collection: Collection) -> list[dict[str, Any]]:
+        config = collection.config
+        names = wanted_vectors(with_vector, config)
+        check_vector_bytes(len(keys), names, config)
+        points = await context.fanout.retrieve(
+            collection,
+            keys,
+            with_payload=selector.wanted,
+            with_vectors=names,
+            timeout=timeout or context.timeout,
         )
+        return render_points(points, config, selector)
 
     return await context.directory.act(name, read)
 
@@ -286,13 +297,11 @@ async def retrieve(
     request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
 ) -> Response:
     """Points by id, in the order asked for; ids that do not exist are passed over."""
-    context = Context.of(request)
     body = _retrieve(await read_body(request))
     selector = Selector.of(body.with_payload, default=True)
-    vector = wants_vector(body.with_vector)
     keys = parse_ids(body.ids, "ids")
-    points = await read_points(context, name, keys, selector, vector, timeout or context.timeout)
-    return answer(request, render_points(points, selector))
+    found = await read_points(request, name, keys, selector, body.with_vector, timeout)
+    return answer(request, found)
 
 
 @routes.get("/{id}", responses=wire.answers(wire.Record), summary="Retrieve one point")
@@ -304,14 +313,11 @@ async def retrieve_one(
     timeout: Timeout = None,
 ) -> Response:
     """One point with its payload and vector."""
-    context = Context.of(request)
     point_id = parse_path_id(id)
-    selector = Selector(True)
-    keys = encode_ids([point_id])
-    points = await read_points(context, name, keys, selector, True, timeout or context.timeout)
-    if not len(points.keys):
+    found = await read_points(request, name, encode_ids([point_id]), Selector(True), True, timeout)
+    if not found:
         raise PointNotFound(f"Point with id {point_id} does not exists!")
-    return answer(request, render_points(points, selector)[0])
+    return answer(request, found[0])
 
 
 @routes.post(
@@ -327,34 +333,30 @@ async def scroll(
     context = Context.of(request)
     body = _scroll(await read_body(request))
     selector = Selector.of(body.with_payload, default=True)
-    vector = wants_vector(body.with_vector)
     start = b"" if body.offset is None else encode_id(parse_id(body.offset, "offset"))
     limit = DEFAULT_LIMIT if body.limit is None else body.limit
     filter = body.filter.check("filter") if body.filter else b""
 
-    async def read(collection: Collection) -> Points:
-        if vector:
-            check_vector_bytes(limit, collection)
-        return await context.fanout.scroll(
+    async def read(collection: Collection) -> dict[str, Any]:
+        names = wanted_vectors(body.with_vector, collection.config)
+        check_vector_bytes(limit, names, collection.config)
+        points = await context.fanout.scroll(
             collection,
             start,
             limit + 1,
             with_payload=selector.wanted,
-            with_vector=vector,
+            with_vectors=names,
             filter=filter,
             timeout=timeout or context.timeout,
         )
-
-    points = await context.directory.act(name, read)
-    following = decode_ids(points.keys[limit : limit + 1])
-    page = take_points(points, np.arange(min(limit, len(points.keys))))
-    return answer(
-        request,
-        {
-            "points": render_points(page, selector),
+        following = decode_ids(points.keys[limit : limit + 1])
+        page = take_points(points, np.arange(min(limit, len(points.keys))))
+        return {
+            "points": render_points(page, collection.config, selector),
             "next_page_offset": following[0] if following else None,
-        },
-    )
+        }
+
+    return answer(request, await context.directory.act(name, read))
 
 
 @routes.post(

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import msgspec
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -16,20 +15,22 @@ from starlette.responses import Response
 
 from cluster.catalog import Collection
 from router.api import wire
-from router.api.convert import parse_id, parse_vectors, render_points
+from router.api.convert import parse_id, parse_queries, render_points
 from router.api.exchange import Context, Timeout, answer, read_body
-from router.api.mmr import pick
-from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wants_vector
+from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wanted_vectors
 from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
 from router.hot_path import Handler
+from router.query.tree import Answering, Node
 from shard.model import (
     KEY_DTYPE,
     Hits,
+    Points,
+    Scores,
     SearchParams,
     ShardConfig,
-    Vectors,
+    VectorColumn,
     decode_id,
     encode_id,
 )
@@ -45,129 +46,167 @@ _query_batch = wire.Decoder(wire.QueryBatch)
 _search = wire.Decoder(wire.Search)
 _search_batch = wire.Decoder(wire.SearchBatch)
 
-Found: TypeAlias = list[dict[str, Any]]
+Rendered: TypeAlias = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Search:
-    """One search, checked; ``target`` is a vector, the key of a stored point, or None for all."""
+class _Plain:
+    """A query for what is nearest to one vector, which many have alike."""
 
-    target: list[float] | dict[str, Any] | bytes | None
+    target: wire.Vector | bytes
+    """A vector, or the key of a stored point."""
     limit: int
     offset: int
     selector: Selector
     params: SearchParams
-    mmr: wire.Mmr | None = None
-    with_vector: bool = False
 
-    @staticmethod
-    def of(body: wire.Query | wire.Search, field: str) -> _Search:
-        limit = DEFAULT_LIMIT if body.limit is None else body.limit
-        offset = body.offset or 0
-        if limit + offset > wire.MAX_HITS:
-            raise OutOfRange(f"{field}limit: expected `limit` + `offset` <= {wire.MAX_HITS}")
-        target: Any = body.vector if isinstance(body, wire.Search) else body.query
-        mmr = None
-        if isinstance(target, wire.Nearest):
-            mmr, target = target.mmr, target.nearest
-        elif isinstance(target, dict) and target.get("name") == "":
-            target = {"": target.get("vector")}
-        if isinstance(target, int | str):
-            target = encode_id(parse_id(target, f"{field}query"))
-        selector = Selector.of(body.with_payload, default=False)
-        asked = body.params or wire.SearchParams()
-        quantization = asked.quantization or wire.QuantizationSearchParams()
-        wanted = limit + offset if mmr is None else mmr.candidates_limit or limit
-        with_vector = wants_vector(body.with_vector)
-        params = SearchParams(
-            # A stored point finds itself, and is left out of the answer.
-            limit=wanted + isinstance(target, bytes),
-            exact=bool(asked.exact or quantization.ignore),
-            nprobe=asked.nprobe,
-            oversampling=quantization.oversampling,
-            score_threshold=body.score_threshold,
-            filter=body.filter.check(f"{field}filter") if body.filter else b"",
-            with_payload=selector.wanted,
-            with_vector=with_vector or mmr is not None,
-        )
-        return _Search(target, limit, offset, selector, params, mmr, with_vector)
-
-    def render(
-        self, hits: Hits, start: int, end: int, query: Vectors, config: ShardConfig
-    ) -> Found:
-        """The answer out of this search's part of ``hits``; ``query`` (d,) is what was asked."""
-        higher_is_nearer = config.distance.higher_is_nearer
+    def render(self, hits: Hits, start: int, end: int, config: ShardConfig) -> Rendered:
+        """The answer out of this search's part of ``hits``."""
         rows = np.arange(start, end)
         if isinstance(self.target, bytes):
             rows = rows[hits.points.keys[rows] != self.target]
         if self.params.score_threshold is not None:
             threshold = np.float32(self.params.score_threshold)
             scores = hits.scores[rows]
-            rows = rows[scores > threshold if higher_is_nearer else scores < threshold]
-        points = hits.points
-        if self.mmr is not None and points.vectors is not None:
-            rows = rows[: self.mmr.candidates_limit or self.limit]
-            rows = rows[
-                pick(
-                    config.prepare(query[None])[0],
-                    points.vectors[rows],
-                    config.distance,
-                    self.mmr.diversity,
-                    self.offset + self.limit,
-                )
-            ]
-            if not self.with_vector:
-                points = msgspec.structs.replace(points, vectors=None)
+            higher = config.higher_is_nearer(self.params)
+            rows = rows[scores > threshold if higher else scores < threshold]
         rows = rows[self.offset : self.offset + self.limit]
-        scores = hits.scores[rows]
-        if not np.isfinite(scores).all():
-            # JSON has no infinity; the product of two float32 numbers may overflow to it.
-            scores = np.nan_to_num(scores)
-        return render_points(take_points(points, rows), self.selector, scores)
+        return _render(take_points(hits.points, rows), hits.scores[rows], config, self.selector)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One query, checked as far as it can be without its collection."""
+
+    body: wire.Query
+    field: str
+    limit: int
+    offset: int
+    selector: Selector
+    tree: Node | None
+    """None: a `_Plain` one, if its vectors are dense."""
+
+    @staticmethod
+    def of(body: wire.Query, field: str) -> _Asked:
+        limit = DEFAULT_LIMIT if body.limit is None else body.limit
+        offset = body.offset or 0
+        if limit + offset > wire.MAX_HITS:
+            raise OutOfRange(f"{field}limit: expected `limit` + `offset` <= {wire.MAX_HITS}")
+        selector = Selector.of(body.with_payload, default=False)
+        if isinstance(body.query, int | str):
+            parse_id(body.query, f"{field}query")
+        plain = (
+            isinstance(body.query, list | int | str)
+            and body.prefetch is None
+            and body.lookup_from is None
+        )
+        tree = None if plain else Node.of(body, field, limit + offset)
+        return _Asked(body, field, limit, offset, selector, tree)
+
+    def plain(self, config: ShardConfig) -> _Plain | None:
+        """The query as a plain one, unless it is none."""
+        body = self.body
+        using = body.using or ""
+        given = body.query
+        if self.tree is not None or using not in config.vectors or isinstance(given, dict | None):
+            return None
+        target: wire.Vector | bytes
+        if isinstance(given, list):
+            target = given
+        else:
+            target = encode_id(parse_id(given, f"{self.field}query"))
+        asked = body.params or wire.SearchParams()
+        quantization = asked.quantization or wire.QuantizationSearchParams()
+        params = SearchParams(
+            # A stored point finds itself, and is left out of the answer.
+            limit=self.limit + self.offset + isinstance(target, bytes),
+            exact=bool(asked.exact or quantization.ignore),
+            nprobe=asked.nprobe,
+            oversampling=quantization.oversampling,
+            score_threshold=body.score_threshold,
+            filter=body.filter.check(f"{self.field}filter") if body.filter else b"",
+            using=using,
+            with_payload=self.selector.wanted,
+            with_vectors=wanted_vectors(body.with_vector, config),
+        )
+        return _Plain(target, self.limit, self.offset, self.selector, params)
+
+    async def answer(self, answering: Answering, config: ShardConfig) -> Rendered:
+        """As a tree."""
+        tree = self.tree or Node.of(self.body, self.field, self.limit + self.offset)
+        found = await answering.find(
+            tree,
+            with_payload=self.selector.wanted,
+            with_vectors=wanted_vectors(self.body.with_vector, config),
+        )
+        rows = np.arange(len(found.scores))[self.offset :]
+        return _render(take_points(found.points, rows), found.scores[rows], config, self.selector)
+
+
+def _query_of(body: wire.Search) -> wire.Query:
+    """A search, of Qdrant's older API, as a query."""
+    target: wire.VectorInput = body.vector
+    using = None
+    if isinstance(target, dict):
+        named = wire.convert(target, wire.NamedVector, "vector")
+        target, using = named.vector, named.name
+    return wire.Query(
+        query=target,
+        using=using,
+        limit=body.limit,
+        offset=body.offset,
+        score_threshold=body.score_threshold,
+        params=body.params,
+        with_payload=body.with_payload,
+        with_vector=body.with_vector,
+        filter=body.filter,
+    )
+
+
+def _render(points: Points, scores: Scores, config: ShardConfig, selector: Selector) -> Rendered:
+    if not np.isfinite(scores).all():
+        # JSON has no infinity; the product of two float32 numbers may overflow to it.
+        scores = np.nan_to_num(scores)
+    return render_points(points, config, selector, scores)
 
 
 async def _find(
-    context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
-) -> list[Found]:
-    """The answers to ``searches``, in order. Those that search alike share one call."""
-    check_vector_bytes(
-        sum(search.params.limit for search in searches if search.params.with_vector), collection
-    )
-    stored = await _stored_vectors(context, collection, searches, timeout)
-    found: list[Found] = [[] for _ in searches]
-    alike: dict[SearchParams, list[int]] = defaultdict(list)
-    for place, search in enumerate(searches):
-        if search.target is not None:
-            alike[search.params].append(place)
+    context: Context, collection: Collection, asked: Sequence[_Asked], timeout: float
+) -> list[Rendered]:
+    """The answers to ``asked``, in order. Plain ones that search alike share one call."""
+    config = collection.config
+    found: list[Rendered] = [[] for _ in asked]
+    alike: dict[SearchParams, list[tuple[int, _Plain]]] = defaultdict(list)
+    trees: list[int] = []
+    for place, one in enumerate(asked):
+        plain = one.plain(config)
+        if plain is None:
+            trees.append(place)
+        else:
+            alike[plain.params].append((place, plain))
+    for one in asked:
+        names = wanted_vectors(one.body.with_vector, config)
+        check_vector_bytes(one.limit + one.offset, names, config)
 
-    async def search_alike(queries: Vectors, params: SearchParams, places: list[int]) -> None:
+    async def search_alike(params: SearchParams, some: list[tuple[int, _Plain]]) -> None:
+        stored = await _stored_vectors(
+            context, collection, params.using, [one.target for _, one in some], timeout
+        )
+        targets = [
+            stored[one.target] if isinstance(one.target, bytes) else one.target for _, one in some
+        ]
+        queries = parse_queries(targets, params.using, config)
         hits = await context.fanout.search(collection, queries, params, timeout=timeout)
         ends = np.cumsum(hits.lengths).tolist()
-        starts = [0, *ends[:-1]]
-        for place, start, end, query in zip(places, starts, ends, queries, strict=True):
-            found[place] = searches[place].render(hits, start, end, query, collection.config)
+        for (place, one), start, end in zip(some, [0, *ends[:-1]], ends, strict=True):
+            found[place] = one.render(hits, start, end, config)
 
-    async def list_all(place: int) -> None:
-        search = searches[place]
-        points = await context.fanout.scroll(
-            collection,
-            b"",
-            search.params.limit,
-            with_payload=search.params.with_payload,
-            with_vector=search.params.with_vector,
-            filter=search.params.filter,
-            timeout=timeout,
-        )
-        page = take_points(points, np.arange(len(points.keys))[search.offset :])
-        found[place] = render_points(page, search.selector, np.ones(len(page.keys), np.float32))
+    async def answer_tree(place: int) -> None:
+        answering = Answering(context, collection, timeout)
+        found[place] = await asked[place].answer(answering, config)
 
-    groups = []
-    for params, places in alike.items():
-        targets = [searches[place].target for place in places]
-        rows = [stored[one] if isinstance(one, bytes) else one for one in targets]
-        groups.append((parse_vectors(rows, collection.config.dimension), params, places))
-    calls = [search_alike(*group) for group in groups]
-    calls += [list_all(place) for place, search in enumerate(searches) if search.target is None]
+    calls = [search_alike(params, some) for params, some in alike.items()]
+    calls += [answer_tree(place) for place in trees]
     if len(calls) == 1:
         await calls[0]
     else:
@@ -176,34 +215,41 @@ async def _find(
 
 
 async def _stored_vectors(
-    context: Context, collection: Collection, searches: Sequence[_Search], timeout: float
-) -> dict[bytes, Any]:
-    """The vectors of the points that ``searches`` name, by key. Raises PointNotFound."""
-    named = {search.target for search in searches if isinstance(search.target, bytes)}
+    context: Context,
+    collection: Collection,
+    using: str,
+    targets: Sequence[wire.Vector | bytes],
+    timeout: float,
+) -> dict[bytes, VectorColumn]:
+    """The vectors of the points among ``targets``, by key. Raises PointNotFound."""
+    named = {target for target in targets if isinstance(target, bytes)}
     if not named:
         return {}
     points = await context.fanout.retrieve(
         collection,
         np.array(sorted(named), KEY_DTYPE),
         with_payload=False,
-        with_vector=True,
+        with_vectors=(using,),
         timeout=timeout,
     )
-    assert points.vectors is not None
-    stored = dict(zip(points.keys.tolist(), points.vectors, strict=True))
+    column = points.vectors[using]
+    has = column.has()
+    stored = {
+        key: column.slice(row, row + 1) for row, key in enumerate(points.keys.tolist()) if has[row]
+    }
     for key in named - stored.keys():
         raise PointNotFound(f"No point with id {decode_id(key)} found")
     return stored
 
 
 async def _answer_all(
-    request: Request, name: str, searches: Sequence[_Search], timeout: int | None
-) -> list[Found]:
+    request: Request, name: str, searches: Sequence[_Asked], timeout: int | None
+) -> list[Rendered]:
     context = Context.of(request)
-    if sum(search.params.limit for search in searches) > MAX_BATCH_HITS:
+    if sum(search.limit + search.offset for search in searches) > MAX_BATCH_HITS:
         raise OutOfRange(f"searches: expected at most {MAX_BATCH_HITS} hits in all")
 
-    async def find(collection: Collection) -> list[Found]:
+    async def find(collection: Collection) -> list[Rendered]:
         return await _find(context, collection, searches, timeout or context.timeout)
 
     return await context.directory.act(name, find)
@@ -218,8 +264,9 @@ async def _answer_all(
 async def query(
     request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
 ) -> Response:
-    """The points nearest to a vector or to a stored point; without a query, points by id."""
-    search = _Search.of(_query(await read_body(request)), "")
+    """The points nearest to a vector or to a stored point, or as another query has it; without one,
+    points by id."""
+    search = _Asked.of(_query(await read_body(request)), "")
     (found,) = await _answer_all(request, name, [search], timeout)
     return answer(request, {"points": found})
 
@@ -235,7 +282,7 @@ async def query_batch(
 ) -> Response:
     """The answers to many queries, in order."""
     body = _query_batch(await read_body(request))
-    searches = [_Search.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
+    searches = [_Asked.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
     found = await _answer_all(request, name, searches, timeout)
     return answer(request, [{"points": points} for points in found])
 
@@ -250,7 +297,7 @@ async def search(
     request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
 ) -> Response:
     """The points nearest to a vector."""
-    search = _Search.of(_search(await read_body(request)), "")
+    search = _Asked.of(_query_of(_search(await read_body(request))), "")
     (found,) = await _answer_all(request, name, [search], timeout)
     return answer(request, found)
 
@@ -266,7 +313,7 @@ async def search_batch(
 ) -> Response:
     """The answers to many searches, in order."""
     body = _search_batch(await read_body(request))
-    searches = [_Search.of(one, f"searches[{n}].") for n, one in enumerate(body.searches)]
+    searches = [_Asked.of(_query_of(one), f"searches[{n}].") for n, one in enumerate(body.searches)]
     return answer(request, await _answer_all(request, name, searches, timeout))
 
 

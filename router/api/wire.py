@@ -17,7 +17,9 @@ from msgspec import Meta, Struct, inspect
 
 from cluster.catalog import MAX_SHARDS
 from cluster.ingest.jobs import BadRow, Columns
+from router.api.bm25 import Bm25Options
 from router.errors import Malformed, OutOfRange
+from router.query.formula import Operand
 from shard.filter import Filter
 from shard.model import MAX_DIMENSION, Distance, ShardInfo
 
@@ -38,7 +40,10 @@ Threshold = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 RawId = Annotated[int | str, Meta(description="An unsigned 64-bit integer, or a UUID as a string.")]
 Memory = Literal["cold", "cached", "pinned"]
 Payload = dict[str, Any]
-DenseVector = list[float]
+Vector = list[float | list[float]]
+"""Dense, or several of them."""
+VectorInput = Vector | int | str | dict[str, Any]
+"""A vector, the id of a stored one, or an object: a sparse vector, or text to be made one."""
 Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[dict[str, Any], Meta(max_length=0)]
 """What Shoal does not support, where clients also send nothing in the form of an empty value."""
 
@@ -146,6 +151,10 @@ class StrictMode(Settings):
     enabled: Literal[False] | None = None
 
 
+class MultiVectorConfig(Settings, omit_defaults=False):
+    comparator: Literal["max_sim"]
+
+
 class VectorParams(Body):
     size: Annotated[int, Meta(ge=1, le=MAX_DIMENSION)]
     distance: Distance
@@ -154,11 +163,37 @@ class VectorParams(Body):
     on_disk: bool | None = None
     memory: Memory | None = None
     datatype: Literal["float32"] | None = None
-    multivector_config: None = None
+    multivector_config: MultiVectorConfig | None = None
+
+
+class SparseIndexParams(Settings):
+    """Accepted for compatibility: Shoal's postings are on disk, and exact."""
+
+    full_scan_threshold: Count | None = None
+    on_disk: bool | None = None
+    datatype: Literal["float32"] | None = None
+    memory: Memory | None = None
+
+
+class SparseVectorParams(Settings):
+    index: SparseIndexParams | None = None
+    modifier: Literal["none", "idf"] | None = None
+
+
+_VECTORS_SCHEMA = {
+    "description": "Parameters of the one vector that has no name, or of vectors by name.",
+    "oneOf": [
+        {"$ref": "#/components/schemas/VectorParams"},
+        {
+            "type": "object",
+            "additionalProperties": {"$ref": "#/components/schemas/VectorParams"},
+        },
+    ],
+}
 
 
 class CreateCollection(Body):
-    vectors: VectorParams
+    vectors: Annotated[dict[str, Any], Meta(extra_json_schema=_VECTORS_SCHEMA)] | None = None
     shard_number: Annotated[int, Meta(ge=1, le=MAX_SHARDS)] | None = None
     recall_target: RecallTarget | None = None
     sharding_method: Literal["auto"] | None = None
@@ -171,7 +206,7 @@ class CreateCollection(Body):
     wal_config: WalConfig | None = None
     optimizers_config: OptimizersConfig | None = None
     quantization_config: QuantizationConfig | None = None
-    sparse_vectors: Empty | None = None
+    sparse_vectors: dict[str, SparseVectorParams] | None = None
     strict_mode_config: StrictMode | None = None
     metadata: dict[str, Any] | None = None
 
@@ -200,7 +235,7 @@ class UpdateCollection(Body):
     hnsw_config: HnswConfig | None = None
     optimizers_config: OptimizersConfig | None = None
     quantization_config: QuantizationConfig | Literal["Disabled"] | None = None
-    sparse_vectors: Empty | None = None
+    sparse_vectors: dict[str, SparseVectorParams] | None = None
     strict_mode_config: StrictMode | None = None
     metadata: dict[str, Any] | None = None
 
@@ -273,15 +308,23 @@ class RecoverSnapshot(Body):
 # Points
 
 
+class Document(Body):
+    """A text to be made a sparse vector."""
+
+    text: Annotated[str, Meta(max_length=1_000_000)]
+    model: str
+    options: Bm25Options | None = None
+
+
 class PointStruct(Body):
     id: RawId
-    vector: DenseVector | dict[str, Any]
+    vector: Vector | dict[str, Any]
     payload: Payload | None = None
 
 
 class Batch(Body):
     ids: list[RawId]
-    vectors: list[DenseVector] | dict[str, Any]
+    vectors: list[Vector] | dict[str, list[Any]]
     payloads: list[Payload | None] | None = None
 
 
@@ -368,6 +411,10 @@ class AcornParams(Body):
     max_selectivity: Fraction | None = None
 
 
+class IdfCorpus(Body):
+    corpus: Filter
+
+
 class SearchParams(Body):
     exact: bool | None = None
     hnsw_ef: (
@@ -387,7 +434,7 @@ class SearchParams(Body):
     quantization: QuantizationSearchParams | None = None
     indexed_only: Literal[False] | None = None
     acorn: AcornParams | None = None
-    idf: None = None
+    idf: Literal["global"] | IdfCorpus | None = None
 
 
 class Mmr(Body):
@@ -396,22 +443,108 @@ class Mmr(Body):
 
 
 class Nearest(Body):
-    nearest: DenseVector | int | str
+    nearest: VectorInput
     mmr: Mmr | None = None
 
 
-class Query(Body):
-    query: DenseVector | int | str | Nearest | None = None
-    limit: Limit | None = None
-    offset: Offset | None = None
-    score_threshold: Threshold | None = None
+class Recommendation(Body):
+    positive: list[VectorInput] | None = None
+    negative: list[VectorInput] | None = None
+    strategy: Literal["average_vector", "best_score", "sum_scores"] | None = None
+
+
+class Recommend(Body):
+    recommend: Recommendation
+
+
+class Pair(Body):
+    positive: VectorInput
+    negative: VectorInput
+
+
+class Discovery(Body):
+    target: VectorInput
+    context: Pair | list[Pair] | None = None
+
+
+class Discover(Body):
+    discover: Discovery
+
+
+class Context(Body):
+    context: Pair | list[Pair]
+
+
+class OrderBy(Body):
+    key: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    direction: Literal["asc", "desc"] | None = None
+    start_from: int | float | str | None = None
+
+
+class Ordered(Body):
+    order_by: OrderBy | str
+
+
+class Fusion(Body):
+    fusion: Literal["rrf", "dbsf"]
+
+
+class RrfParams(Body):
+    k: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    weights: Annotated[list[float], Meta(max_length=1_024)] | None = None
+
+
+class Rrf(Body):
+    rrf: RrfParams
+
+
+class Sample(Body):
+    sample: Literal["random"]
+
+
+class Rescore(Body):
+    formula: Operand
+    defaults: dict[str, Any] | None = None
+
+
+class LookupLocation(Body):
+    collection: str
+    vector: str | None = None
+    shard_key: None = None
+
+
+class Prefetch(Body):
+    """A query whose answer another one works on."""
+
+    prefetch: Prefetch | list[Prefetch] | None = None
+    query: VectorInput | None = None
+    using: str | None = None
+    filter: Filter | None = None
     params: SearchParams | None = None
+    score_threshold: Threshold | None = None
+    limit: Limit | None = None
+    lookup_from: LookupLocation | None = None
+
+
+class QueryGroups(Prefetch, kw_only=True):
     with_payload: WithPayload | None = None
     with_vector: WithVector | None = None
-    using: Literal[""] | None = None
-    filter: Filter | None = None
-    prefetch: Empty | None = None
-    lookup_from: None = None
+    shard_key: None = None
+    group_by: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    group_size: Annotated[int, Meta(ge=1, le=MAX_HITS)] | None = None
+    with_lookup: WithLookup | str | None = None
+
+
+class WithLookup(Body):
+    collection: str
+    with_payload: WithPayload | None = None
+    with_vectors: WithVector | None = None
+
+
+class Query(Prefetch, kw_only=True):
+    offset: Offset | None = None
+    with_payload: WithPayload | None = None
+    with_vector: WithVector | None = None
     shard_key: None = None
 
 
@@ -419,8 +552,13 @@ class QueryBatch(Body):
     searches: Annotated[list[Query], Meta(max_length=MAX_HITS)]
 
 
+class NamedVector(Body):
+    name: str
+    vector: VectorInput
+
+
 class Search(Body):
-    vector: DenseVector | dict[str, Any]
+    vector: Vector | dict[str, Any]
     limit: Limit
     offset: Offset | None = None
     score_threshold: Threshold | None = None
@@ -480,8 +618,9 @@ class OptimizerError(Struct, forbid_unknown_fields=True):
     error: str
 
 
-class CollectionParams(Struct, forbid_unknown_fields=True):
+class CollectionParams(Struct, forbid_unknown_fields=True, kw_only=True):
     vectors: dict[str, Any]
+    sparse_vectors: dict[str, Any] | None = None
     shard_number: int
     replication_factor: int
     write_consistency_factor: int
@@ -578,7 +717,7 @@ class UpdateResult(Struct, forbid_unknown_fields=True):
 class Record(Struct, forbid_unknown_fields=True):
     id: int | UUID
     payload: Payload | None = None
-    vector: DenseVector | None = None
+    vector: Vector | dict[str, Any] | None = None
 
 
 class ScoredPoint(Struct, forbid_unknown_fields=True):
@@ -586,7 +725,7 @@ class ScoredPoint(Struct, forbid_unknown_fields=True):
     version: int
     score: float
     payload: Payload | None = None
-    vector: DenseVector | None = None
+    vector: Vector | dict[str, Any] | None = None
 
 
 class Page(Struct, forbid_unknown_fields=True):
@@ -683,6 +822,17 @@ class Decoder(Generic[T]):
             raise Malformed("body: nested too deeply") from None
         except msgspec.DecodeError as error:
             raise Malformed(str(error)) from None
+
+
+def convert(value: Any, type: type[T], field: str) -> T:
+    """``value``, which JSON has been decoded to, as a ``type``. Raises Malformed or OutOfRange."""
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as error:
+        explained = _explain(error, inspect.type_info(type))
+        text = str(explained)
+        where = f"{field}: " if text.startswith("body: ") else f"{field}."
+        raise explained.__class__(where + text.removeprefix("body: ")) from None
 
 
 _documented: list[Any] = []

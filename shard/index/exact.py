@@ -101,6 +101,29 @@ def _scores(gathered: Vectors, queries: Vectors, distance: Distance) -> Scores:
     return np.nan_to_num(scores, copy=False)
 
 
+def similarities(vectors: Vectors, rows: Rows, queries: Vectors, distance: Distance) -> Scores:
+    """How near ``rows`` (n,) of ``vectors`` are to each of ``queries`` (q, d): (q, n).
+
+    Higher is nearer: products, or negative distances, for Euclid squared.
+    """
+    found = np.empty((len(queries), len(rows)), np.float32)
+    step = max(1, _BLOCK_BYTES // (vectors.itemsize * vectors.shape[1]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(rows), step):
+            block = vectors[rows[start : start + step]]
+            some = found[:, start : start + step]
+            if distance.higher_is_nearer:
+                np.matmul(queries, block.T, out=some)
+                continue
+            for number, query in enumerate(queries):
+                difference = block - query
+                if distance is Distance.MANHATTAN:
+                    some[number] = -np.abs(difference).sum(axis=1)
+                else:
+                    some[number] = -np.einsum("nd,nd->n", difference, difference)
+    return np.nan_to_num(found, copy=False)
+
+
 def _scan(
     vectors: Vectors, queries: Vectors, limit: int, distance: Distance, alive: Mask | None
 ) -> Rows:

@@ -8,10 +8,21 @@ from typing import TypeVar
 
 import grpc
 import msgspec
+import numpy as np
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
 
 from shard.errors import Corrupt, InvalidInput, Unavailable
-from shard.model import Hits, Keys, Operation, Points, SearchParams, ShardInfo, Vectors
+from shard.model import (
+    Frequencies,
+    Hits,
+    Keys,
+    Operation,
+    Points,
+    SearchParams,
+    ShardInfo,
+    VectorColumn,
+)
 from shard.rpc import codec
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
@@ -57,7 +68,7 @@ class ShardClient:
         # Messages are encoded here, so that their size can be checked with a clear error.
         self._methods = {
             name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)
-            for name in ("Write", "Retrieve", "Scroll", "Count", "Describe")
+            for name in ("Write", "Retrieve", "Scroll", "Count", "Frequencies", "Describe")
         }
         calls = self._channel.stream_stream(f"/{SERVICE}/Calls", None, None)
         self._stream = CallStream(lambda: calls(None), address)
@@ -102,22 +113,15 @@ class ShardClient:
         self,
         collection_id: str,
         shards: Sequence[int],
-        queries: Vectors,
+        queries: VectorColumn,
         params: SearchParams,
         *,
         timeout: float,
     ) -> Hits:
-        """The nearest points in all of ``shards`` to ``queries`` (n, dimension) float32."""
+        """The nearest points in all of ``shards`` to each of ``queries``."""
         request = codec.encode_search(collection_id, shards, queries, params)
         reply = await self._call("Search", request, pb.SearchReply, timeout)
-        return self._decode(
-            lambda: codec.decode_hits(
-                reply,
-                with_payload=params.with_payload,
-                with_vector=params.with_vector,
-                dimension=queries.shape[1],
-            )
-        )
+        return self._decode(lambda: codec.decode_hits(reply, with_payload=params.with_payload))
 
     async def retrieve(
         self,
@@ -126,8 +130,7 @@ class ShardClient:
         keys: Keys,
         *,
         with_payload: bool,
-        with_vector: bool,
-        dimension: int,
+        with_vectors: Sequence[str] = (),
         timeout: float,
     ) -> Points:
         """Those points of ``keys`` (n,) that exist in ``shards``, in any order."""
@@ -135,14 +138,10 @@ class ShardClient:
             target=pb.Target(collection_id=collection_id, shards=shards),
             keys=codec.encode_keys(keys),
             with_payload=with_payload,
-            with_vector=with_vector,
+            with_vectors=with_vectors,
         )
         reply = await self._call("Retrieve", request, pb.PointsReply, timeout)
-        return self._decode(
-            lambda: codec.decode_points(
-                reply, with_payload=with_payload, with_vector=with_vector, dimension=dimension
-            )
-        )
+        return self._decode(lambda: codec.decode_points(reply, with_payload=with_payload))
 
     async def scroll(
         self,
@@ -152,8 +151,7 @@ class ShardClient:
         limit: int,
         *,
         with_payload: bool,
-        with_vector: bool,
-        dimension: int,
+        with_vectors: Sequence[str] = (),
         filter: bytes = b"",
         timeout: float,
     ) -> Points:
@@ -166,15 +164,11 @@ class ShardClient:
             start=start,
             limit=limit,
             with_payload=with_payload,
-            with_vector=with_vector,
+            with_vectors=with_vectors,
             filter=filter,
         )
         reply = await self._call("Scroll", request, pb.PointsReply, timeout)
-        return self._decode(
-            lambda: codec.decode_points(
-                reply, with_payload=with_payload, with_vector=with_vector, dimension=dimension
-            )
-        )
+        return self._decode(lambda: codec.decode_points(reply, with_payload=with_payload))
 
     async def count(
         self, collection_id: str, shards: Sequence[int], *, filter: bytes = b"", timeout: float
@@ -183,6 +177,26 @@ class ShardClient:
         target = pb.Target(collection_id=collection_id, shards=shards)
         request = pb.CountRequest(target=target, filter=filter)
         return (await self._call("Count", request, pb.CountReply, timeout)).count
+
+    async def frequencies(
+        self,
+        collection_id: str,
+        shards: Sequence[int],
+        name: str,
+        indices: NDArray[np.uint32],
+        filter: bytes,
+        *,
+        timeout: float,
+    ) -> Frequencies:
+        """Of ``indices`` (t,) in the sparse vectors of that name in ``shards``."""
+        request = pb.FrequenciesRequest(
+            target=pb.Target(collection_id=collection_id, shards=shards),
+            name=name,
+            indices=np.ascontiguousarray(indices, "<u4").tobytes(),
+            filter=filter,
+        )
+        reply = await self._call("Frequencies", request, pb.FrequenciesReply, timeout)
+        return Frequencies(reply.points, np.array(reply.counts, np.int64))
 
     async def describe(
         self, collection_id: str, shards: Sequence[int], *, timeout: float

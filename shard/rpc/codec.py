@@ -25,8 +25,10 @@ from shard.model import (
     Points,
     SearchParams,
     Upsert,
-    Vectors,
+    VectorColumn,
+    VectorColumns,
 )
+from shard.packing import Packed, pack, unpack
 from shard.rpc import shard_pb2 as pb
 
 _FLOAT = np.dtype("<f4")
@@ -47,29 +49,54 @@ def decode_keys(data: bytes, field: str = "keys") -> Keys:
     return np.frombuffer(data, KEY_DTYPE)
 
 
-def encode_vectors(vectors: Vectors) -> bytes:
-    return np.ascontiguousarray(vectors, _FLOAT).tobytes()
+def encode_columns(vectors: VectorColumns) -> list[pb.Column]:
+    return [encode_column(name, column) for name, column in vectors.items()]
 
 
-def decode_vectors(data: bytes, dimension: int, field: str, rows: int | None = None) -> Vectors:
-    """Vectors, shape (n, dimension), float32; n is ``rows`` where that is given.
+def encode_column(name: str, column: VectorColumn) -> pb.Column:
+    packed = pack(column)
+    return pb.Column(
+        name=name,
+        dimension=packed.dimension,
+        values=bytes(packed.values),
+        lengths=bytes(packed.lengths),
+        indices=bytes(packed.indices),
+        present=bytes(packed.present),
+    )
 
-    Raises InvalidInput where the length does not fit.
-    """
-    row_bytes = dimension * _FLOAT.itemsize
-    if len(data) % row_bytes or (rows is not None and len(data) != rows * row_bytes):
-        expected = "whole vectors" if rows is None else f"{rows} vectors"
-        raise InvalidInput(
-            f"{field}: expected {expected} of {dimension} float32, got {len(data)} bytes"
-        )
-    return np.frombuffer(data, _FLOAT).reshape(-1, dimension)
+
+def decode_columns(columns: Iterable[pb.Column], rows: int) -> VectorColumns:
+    """Vectors of so many points, by name. Raises InvalidInput."""
+    return {one.name: decode_column(one, rows) for one in columns}
+
+
+def decode_column(column: pb.Column, rows: int | None = None) -> VectorColumn:
+    """The vectors of ``rows`` points; None: of as many as there are. Raises InvalidInput."""
+    packed = Packed(
+        column.dimension,
+        memoryview(column.values),
+        memoryview(column.lengths),
+        memoryview(column.indices),
+        memoryview(column.present),
+    )
+    if rows is None:
+        row_bytes = _FLOAT.itemsize * max(1, column.dimension)
+        rows = len(column.lengths) // 4 or len(column.values) // row_bytes
+    return unpack(packed, rows, column.name)
+
+
+def decode_indices(data: bytes) -> NDArray[np.uint32]:
+    """Of sparse vectors, (t,). Raises InvalidInput."""
+    if len(data) % 4:
+        raise InvalidInput(f"indices: expected a multiple of 4 bytes, got {len(data)}")
+    return np.frombuffer(data, "<u4")
 
 
 def encode_operation(operation: Operation) -> pb.Operation:
     match operation:
         case Upsert(keys, vectors, payloads):
             upsert = pb.Upsert(
-                keys=encode_keys(keys), vectors=encode_vectors(vectors), payloads=payloads
+                keys=encode_keys(keys), vectors=encode_columns(vectors), payloads=payloads
             )
             return pb.Operation(upsert=upsert)
         case Delete(keys):
@@ -78,13 +105,13 @@ def encode_operation(operation: Operation) -> pb.Operation:
             assert_never(operation)
 
 
-def decode_operations(operations: Iterable[pb.Operation], dimension: int) -> list[Operation]:
-    """Operations of a write to a shard of that dimension. Raises InvalidInput."""
+def decode_operations(operations: Iterable[pb.Operation]) -> list[Operation]:
+    """Operations of a write to a shard. Raises InvalidInput."""
     decoded: list[Operation] = []
     for operation in operations:
         match operation.WhichOneof("kind"):
             case "upsert":
-                decoded.append(_decode_upsert(operation.upsert, dimension))
+                decoded.append(_decode_upsert(operation.upsert))
             case "delete":
                 decoded.append(Delete(decode_keys(operation.delete.keys, "delete.keys")))
             case _:
@@ -109,11 +136,11 @@ def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | None, bytes]:
     return decoded, None, edit.filter
 
 
-def _decode_upsert(upsert: pb.Upsert, dimension: int) -> Upsert:
+def _decode_upsert(upsert: pb.Upsert) -> Upsert:
     keys = decode_keys(upsert.keys, "upsert.keys")
     if len(set(keys.tolist())) != len(keys):
         raise InvalidInput("upsert.keys: expected distinct keys")
-    vectors = decode_vectors(upsert.vectors, dimension, "upsert.vectors", len(keys))
+    vectors = decode_columns(upsert.vectors, len(keys))
     payloads = list(upsert.payloads)
     if len(payloads) != len(keys):
         raise InvalidInput(
@@ -123,24 +150,27 @@ def _decode_upsert(upsert: pb.Upsert, dimension: int) -> Upsert:
 
 
 def encode_search(
-    collection_id: str, shards: Sequence[int], queries: Vectors, params: SearchParams
+    collection_id: str, shards: Sequence[int], queries: VectorColumn, params: SearchParams
 ) -> pb.SearchRequest:
     return pb.SearchRequest(
         target=pb.Target(collection_id=collection_id, shards=shards),
-        queries=encode_vectors(queries),
+        queries=encode_column(params.using, queries),
         limit=params.limit,
         exact=params.exact,
         nprobe=params.nprobe,
         oversampling=params.oversampling,
         score_threshold=params.score_threshold,
         with_payload=params.with_payload,
-        with_vector=params.with_vector,
+        with_vectors=params.with_vectors,
         filter=params.filter,
+        among=params.among,
+        examples=params.examples,
     )
 
 
 def decode_params(request: pb.SearchRequest) -> SearchParams:
-    """The parameters of a search. Raises InvalidInput for a limit of zero."""
+    """The parameters of a search. Raises InvalidInput."""
+    decode_keys(request.among, "among")
     if request.limit < 1:
         raise InvalidInput("limit: expected 1 or more, got 0")
     return SearchParams(
@@ -150,8 +180,11 @@ def decode_params(request: pb.SearchRequest) -> SearchParams:
         oversampling=request.oversampling if request.HasField("oversampling") else None,
         score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
         with_payload=request.with_payload,
-        with_vector=request.with_vector,
+        with_vectors=tuple(request.with_vectors),
         filter=request.filter,
+        among=request.among,
+        examples=request.examples,
+        using=request.queries.name,
     )
 
 
@@ -159,23 +192,19 @@ def encode_points(points: Points) -> pb.PointsReply:
     return pb.PointsReply(
         keys=encode_keys(points.keys),
         payloads=points.payloads,
-        vectors=b"" if points.vectors is None else encode_vectors(points.vectors),
+        vectors=encode_columns(points.vectors),
     )
 
 
-def decode_points(
-    reply: pb.PointsReply, *, with_payload: bool, with_vector: bool, dimension: int
-) -> Points:
+def decode_points(reply: pb.PointsReply, *, with_payload: bool) -> Points:
     """Points as they were asked for. Raises InvalidInput where the columns differ in length."""
     keys = decode_keys(reply.keys)
-    payloads = vectors = None
+    payloads = None
     if with_payload:
         payloads = list(reply.payloads)
         if len(payloads) != len(keys):
             raise InvalidInput(f"payloads: expected {len(keys)}, got {len(payloads)}")
-    if with_vector:
-        vectors = decode_vectors(reply.vectors, dimension, "vectors", len(keys))
-    return Points(keys, payloads, vectors)
+    return Points(keys, payloads, decode_columns(reply.vectors, len(keys)))
 
 
 def encode_hits(hits: Hits) -> pb.SearchReply:
@@ -186,15 +215,13 @@ def encode_hits(hits: Hits) -> pb.SearchReply:
     )
 
 
-def decode_hits(
-    reply: pb.SearchReply, *, with_payload: bool, with_vector: bool, dimension: int
-) -> Hits:
+def decode_hits(reply: pb.SearchReply, *, with_payload: bool) -> Hits:
     """Hits as they were asked for. Raises InvalidInput where the columns differ in length."""
-    points = decode_points(
-        reply.points, with_payload=with_payload, with_vector=with_vector, dimension=dimension
-    )
+    points = decode_points(reply.points, with_payload=with_payload)
     lengths: NDArray[np.int64] = np.array(reply.lengths, np.int64)
-    scores = decode_vectors(reply.scores, 1, "scores", len(points.keys)).ravel()
+    if len(reply.scores) != len(points.keys) * _FLOAT.itemsize:
+        raise InvalidInput(f"scores: expected {len(points.keys)}, got {len(reply.scores)} bytes")
+    scores = np.frombuffer(reply.scores, _FLOAT)
     if lengths.sum() != len(scores):
         raise InvalidInput(f"lengths: expected {len(scores)} hits in all, got {lengths.sum()}")
     return Hits(lengths, scores, points)

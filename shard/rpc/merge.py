@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shard.model import Hits, Keys, Points, Rows
+from shard.model import Hits, Keys, Points, Rows, VectorColumn
 
 
 def merge_hits(parts: Sequence[Hits], limit: int, *, higher_is_nearer: bool) -> Hits:
@@ -52,7 +52,7 @@ def split_hits(hits: Hits, queries: Sequence[int]) -> list[Hits]:
         part = Points(
             points.keys[row:next_row],
             None if points.payloads is None else points.payloads[row:next_row],
-            None if points.vectors is None else points.vectors[row:next_row],
+            {name: one.slice(row, next_row) for name, one in points.vectors.items()},
         )
         parts.append(Hits(hits.lengths[query:next_query], hits.scores[row:next_row], part))
         query, row = next_query, next_row
@@ -77,11 +77,13 @@ def concatenate_points(parts: Sequence[Points]) -> Points:
     if len(parts) == 1:
         return parts[0]
     payloads = [part.payloads for part in parts if part.payloads is not None]
-    vectors = [part.vectors for part in parts if part.vectors is not None]
     return Points(
         np.concatenate([part.keys for part in parts]),
         [payload for column in payloads for payload in column] if payloads else None,
-        np.concatenate(vectors) if vectors else None,
+        {
+            name: VectorColumn.concatenate([part.vectors[name] for part in parts])
+            for name in parts[0].vectors
+        },
     )
 
 
@@ -90,5 +92,5 @@ def take_points(points: Points, rows: Rows) -> Points:
     return Points(
         points.keys[rows],
         None if points.payloads is None else [points.payloads[row] for row in rows.tolist()],
-        None if points.vectors is None else points.vectors[rows],
+        {name: one.take(rows) for name, one in points.vectors.items()},
     )

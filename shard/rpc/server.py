@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -144,6 +145,7 @@ class ShardServer:
             "Retrieve": (pb.RetrieveRequest, self._retrieve),
             "Scroll": (pb.ScrollRequest, self._scroll),
             "Count": (pb.CountRequest, self._count),
+            "Frequencies": (pb.FrequenciesRequest, self._frequencies),
             "Describe": (pb.DescribeRequest, self._describe),
         }
         handlers: dict[str, Any] = {
@@ -202,8 +204,7 @@ class ShardServer:
             if len(write.operations) == 1 and write.operations[0].HasField("edit"):
                 begin = partial(shard.engine.edit, *codec.decode_edit(write.operations[0].edit))
             else:
-                dimension = shard.config.dimension
-                operations = codec.decode_operations(write.operations, dimension)
+                operations = codec.decode_operations(write.operations)
                 begin = partial(shard.engine.write, operations)
             writes.append((shard, begin))
         sequences = await asyncio.gather(
@@ -215,12 +216,15 @@ class ShardServer:
         shards = self._find(request.target)
         config = shards[0].config
         params = codec.decode_params(request)
-        queries = codec.decode_vectors(request.queries, config.dimension, "queries")
-        if not len(queries):
+        queries = codec.decode_column(request.queries)
+        if not queries.rows:
             raise InvalidInput("queries: expected at least one")
         # What the shards alone would leave idle of the threads, the blocks of a batch occupy.
-        count = min(-(-self._threads // len(shards)), max(1, len(queries) // _LEAST_BLOCK))
-        blocks = np.array_split(queries, count)
+        count = min(-(-self._threads // len(shards)), max(1, queries.rows // _LEAST_BLOCK))
+        if params.examples:
+            count = 1
+        bounds = [queries.rows * block // count for block in range(count + 1)]
+        blocks = [queries.slice(first, end) for first, end in pairwise(bounds)]
         with self._pacer.search():
             found = await self._read(
                 [partial(one.engine.search, block, params) for one in shards for block in blocks]
@@ -228,16 +232,24 @@ class ShardServer:
         hits = merge.merge_hits(
             [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
             params.limit,
-            higher_is_nearer=config.distance.higher_is_nearer,
+            higher_is_nearer=config.higher_is_nearer(params),
         )
         return codec.encode_hits(hits)
 
     async def _retrieve(self, request: pb.RetrieveRequest) -> pb.PointsReply:
         shards = self._find(request.target)
         keys = codec.decode_keys(request.keys)
-        columns = {"with_payload": request.with_payload, "with_vector": request.with_vector}
+        names = tuple(request.with_vectors)
         found = await self._read(
-            [partial(shard.engine.retrieve, keys, **columns) for shard in shards]
+            [
+                partial(
+                    shard.engine.retrieve,
+                    keys,
+                    with_payload=request.with_payload,
+                    with_vectors=names,
+                )
+                for shard in shards
+            ]
         )
         return codec.encode_points(merge.concatenate_points(found))
 
@@ -247,7 +259,7 @@ class ShardServer:
             raise InvalidInput("limit: expected 1 or more, got 0")
         if len(codec.decode_keys(request.start, "start")) > 1:
             raise InvalidInput(f"start: expected a key of {KEY_BYTES} bytes, or none")
-        columns = {"with_payload": request.with_payload, "with_vector": request.with_vector}
+        names = tuple(request.with_vectors)
         found = await self._read(
             [
                 partial(
@@ -255,7 +267,8 @@ class ShardServer:
                     request.start,
                     request.limit,
                     filter=request.filter,
-                    **columns,
+                    with_payload=request.with_payload,
+                    with_vectors=names,
                 )
                 for shard in shards
             ]
@@ -266,6 +279,18 @@ class ShardServer:
         shards = self._find(request.target)
         counts = await self._read([partial(one.engine.count, request.filter) for one in shards])
         return pb.CountReply(count=sum(counts))
+
+    async def _frequencies(self, request: pb.FrequenciesRequest) -> pb.FrequenciesReply:
+        shards = self._find(request.target)
+        indices = codec.decode_indices(request.indices)
+        found = await self._read(
+            [
+                partial(one.engine.frequencies, request.name, indices, request.filter)
+                for one in shards
+            ]
+        )
+        counts = np.sum(np.array([one.counts for one in found]), axis=0)
+        return pb.FrequenciesReply(points=sum(one.points for one in found), counts=counts.tolist())
 
     async def _describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         infos = await self._read([shard.engine.info for shard in self._find(request.target)])

@@ -38,15 +38,31 @@ class Target(_message.Message):
     shards: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, collection_id: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Column(_message.Message):
+    __slots__ = ("name", "dimension", "values", "lengths", "indices", "present")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dimension: int
+    values: bytes
+    lengths: bytes
+    indices: bytes
+    present: bytes
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., values: _Optional[bytes] = ..., lengths: _Optional[bytes] = ..., indices: _Optional[bytes] = ..., present: _Optional[bytes] = ...) -> None: ...
+
 class Upsert(_message.Message):
     __slots__ = ("keys", "vectors", "payloads")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     keys: bytes
-    vectors: bytes
+    vectors: _containers.RepeatedCompositeFieldContainer[Column]
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, keys: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, keys: _Optional[bytes] = ..., vectors: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Delete(_message.Message):
     __slots__ = ("keys",)
@@ -99,7 +115,7 @@ class WriteReply(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vector", "filter")
+    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vectors", "filter", "among", "examples")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -108,19 +124,23 @@ class SearchRequest(_message.Message):
     OVERSAMPLING_FIELD_NUMBER: _ClassVar[int]
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    AMONG_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     target: Target
-    queries: bytes
+    queries: Column
     limit: int
     exact: bool
     nprobe: int
     oversampling: float
     score_threshold: float
     with_payload: bool
-    with_vector: bool
+    with_vectors: _containers.RepeatedScalarFieldContainer[str]
     filter: bytes
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[bytes] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ..., filter: _Optional[bytes] = ...) -> None: ...
+    among: bytes
+    examples: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[_Union[Column, _Mapping]] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ..., filter: _Optional[bytes] = ..., among: _Optional[bytes] = ..., examples: _Optional[bytes] = ...) -> None: ...
 
 class SearchReply(_message.Message):
     __slots__ = ("lengths", "scores", "points")
@@ -133,32 +153,32 @@ class SearchReply(_message.Message):
     def __init__(self, lengths: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., points: _Optional[_Union[PointsReply, _Mapping]] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("target", "keys", "with_payload", "with_vector")
+    __slots__ = ("target", "keys", "with_payload", "with_vectors")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
     target: Target
     keys: bytes
     with_payload: bool
-    with_vector: bool
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., keys: _Optional[bytes] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ...) -> None: ...
+    with_vectors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., keys: _Optional[bytes] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScrollRequest(_message.Message):
-    __slots__ = ("target", "start", "limit", "with_payload", "with_vector", "filter")
+    __slots__ = ("target", "start", "limit", "with_payload", "with_vectors", "filter")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
-    WITH_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     target: Target
     start: bytes
     limit: int
     with_payload: bool
-    with_vector: bool
+    with_vectors: _containers.RepeatedScalarFieldContainer[str]
     filter: bytes
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., start: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_payload: _Optional[bool] = ..., with_vector: _Optional[bool] = ..., filter: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., start: _Optional[bytes] = ..., limit: _Optional[int] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ..., filter: _Optional[bytes] = ...) -> None: ...
 
 class PointsReply(_message.Message):
     __slots__ = ("keys", "payloads", "vectors")
@@ -167,8 +187,8 @@ class PointsReply(_message.Message):
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     keys: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    vectors: bytes
-    def __init__(self, keys: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ..., vectors: _Optional[bytes] = ...) -> None: ...
+    vectors: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, keys: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ..., vectors: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
 
 class CountRequest(_message.Message):
     __slots__ = ("target", "filter")
@@ -183,6 +203,26 @@ class CountReply(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class FrequenciesRequest(_message.Message):
+    __slots__ = ("target", "name", "indices", "filter")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    name: str
+    indices: bytes
+    filter: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., name: _Optional[str] = ..., indices: _Optional[bytes] = ..., filter: _Optional[bytes] = ...) -> None: ...
+
+class FrequenciesReply(_message.Message):
+    __slots__ = ("points", "counts")
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    points: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, points: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("target",)
