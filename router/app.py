@@ -24,6 +24,7 @@ from router.api import (
     search,
     service,
     snapshots,
+    updates,
     wire,
 )
 from router.api.exchange import Clock, Context
@@ -79,7 +80,17 @@ def create_app(
         max_body_bytes=max_body_bytes,
         timeout=timeout,
     )
-    for resource in (service, collections, indexes, search, points, ingest, export, snapshots):
+    for resource in (
+        service,
+        collections,
+        indexes,
+        search,
+        updates,
+        points,
+        ingest,
+        export,
+        snapshots,
+    ):
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)

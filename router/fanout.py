@@ -113,23 +113,25 @@ class Fanout:
         self,
         collection: Collection,
         edit: bytes,
-        keys: Keys | None,
+        chosen: Keys | Upsert | None,
         filter: bytes,
         *,
         wait: bool,
         timeout: float,
     ) -> int:
-        """Carry out an edit, encoded, of those of ``keys`` that exist, or, None, of what ``filter``
-        lets through. As `write` otherwise.
+        """Carry out an edit, encoded, of points with these keys, or as they are given, or, None, of
+        what ``filter`` lets through. As `write` otherwise.
         """
-        if keys is None:
-            edits = dict.fromkeys(range(collection.shard_count), encode_edit(edit, None, filter))
+        parts: dict[int, Keys | Upsert | None]
+        if chosen is None:
+            parts = dict.fromkeys(range(collection.shard_count))
+        elif isinstance(chosen, Upsert):
+            split = _split([chosen], collection.shard_count)
+            parts = {shard: one for shard, (one,) in split.items() if isinstance(one, Upsert)}
         else:
-            shard_of = shards_of(keys, collection.shard_count)
-            edits = {
-                shard: encode_edit(edit, keys[shard_of == shard], b"")
-                for shard in np.unique(shard_of).tolist()
-            }
+            shard_of = shards_of(chosen, collection.shard_count)
+            parts = {shard: chosen[shard_of == shard] for shard in np.unique(shard_of).tolist()}
+        edits = {shard: encode_edit(edit, part, filter) for shard, part in parts.items()}
         answers = await self._ask(
             collection,
             list(edits),

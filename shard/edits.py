@@ -1,7 +1,8 @@
-"""Changes to the payloads of points that are there: set, overwrite, delete, clear.
+"""Changes to points that depend on what is there: to payloads, to vectors, on conditions.
 
-An edit is resolved by the writer of a shard, when its turn has come, into upserts of whole rows:
-the log has nothing that would have to be evaluated again. What paths mean is as in Qdrant 1.16.
+An edit is resolved by the writer of a shard, when its turn has come, into upserts and deletes of
+whole rows: the log has nothing that would have to be evaluated again. What paths mean is as in
+Qdrant 1.16.
 """
 
 from __future__ import annotations
@@ -15,26 +16,44 @@ import orjson
 
 from shard import json_path
 from shard.errors import InvalidInput
-from shard.model import Delete, Keys, Operation, Upsert
+from shard.filter import Filter
+from shard.model import Delete, Keys, Mask, Operation, Points, Rows, Upsert, VectorColumn
 from shard.state import ShardState
 
 _RECORD_ROWS = 4_096
 """Rows that are rewritten by one record of the log."""
 
+Mode = Literal["upsert", "insert_only", "update_only"]
+
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to become of payloads, or of points."""
+    """What is to become of payloads, of vectors, or of points."""
 
-    action: Literal["set", "overwrite", "delete", "clear", "delete_points"]
+    action: Literal[
+        "set",
+        "overwrite",
+        "delete",
+        "clear",
+        "delete_points",
+        "delete_vectors",
+        "update_vectors",
+        "upsert",
+    ]
     payload: dict[str, Any] = {}
     key: str | None = None
     """Where in the payload to set; None: at its top."""
     keys: list[str] = []
-    """Paths to delete."""
+    """Paths to delete, or names of vectors."""
+    mode: Mode = "upsert"
+    """Of an upsert: whether to leave alone what exists, or what does not."""
+    condition: Filter | None = None
+    """Of an upsert or an update of vectors: which of the points that exist to change."""
 
     def check(self) -> bytes:
         """The edit as it goes to the shards. Raises InvalidInput, naming what is wrong."""
         _changer(self)
+        if self.condition is not None:
+            self.condition.check("update_filter")
         return msgspec.json.encode(self)
 
     @staticmethod
@@ -46,21 +65,30 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput(f"edit: {error}") from error
 
 
-def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> Iterator[Operation]:
-    """The operations that ``edit`` means for those of ``keys`` that exist; None: what matches.
+def resolve(
+    edit: Edit, state: ShardState, chosen: Keys | Upsert | None, filter: bytes
+) -> Iterator[Operation]:
+    """The operations that ``edit`` means for those of the ``chosen`` that exist; None: for what
+    ``filter`` lets through; points: for these, whose vectors are prepared.
 
     Each is for a record of its own, and is worked out after those before it are applied. Raises
     InvalidInput where a payload would become one that nobody could have sent.
     """
-    found = state.view.matching_keys(filter) if keys is None else keys
+    if isinstance(chosen, Upsert):
+        yield from _resolve_points(edit, state, chosen)
+        return
+    found = state.view.matching_keys(filter) if chosen is None else chosen
     change = _changer(edit)
     for first in range(0, len(found), _RECORD_ROWS):
         some = found[first : first + _RECORD_ROWS]
         if edit.action == "delete_points":
             yield Delete(some)
             continue
-        points = state.retrieve(some, with_payload=True, with_vectors=state.view.config.names)
+        points = _stored(state, some)
         assert points.payloads is not None
+        if edit.action == "delete_vectors":
+            yield _without_vectors(points, edit.keys, state)
+            continue
         payloads = [change(one) for one in points.payloads]
         changed = np.flatnonzero(
             [one != other for one, other in zip(payloads, points.payloads, strict=True)]
@@ -71,6 +99,58 @@ def resolve(edit: Edit, state: ShardState, keys: Keys | None, filter: bytes) -> 
                 {name: one.take(changed) for name, one in points.vectors.items()},
                 [payloads[row] for row in changed.tolist()],
             )
+
+
+def _resolve_points(edit: Edit, state: ShardState, points: Upsert) -> Iterator[Operation]:
+    encoded = edit.condition.check("update_filter") if edit.condition is not None else b""
+    exists = state.matching(points.keys, b"")
+    fits = exists & state.matching(points.keys, encoded) if encoded else exists
+    if edit.action == "upsert":
+        chosen: Mask = fits if edit.mode == "update_only" else ~exists
+        if edit.mode == "upsert":
+            chosen = chosen | fits
+        rows = np.flatnonzero(chosen)
+        if len(rows):
+            yield _take(points, rows)
+        return
+    rows = np.flatnonzero(fits)
+    if len(rows):
+        given = _take(points, rows)
+        stored = _stored(state, given.keys)
+        assert stored.payloads is not None
+        vectors = {
+            name: _replaced(old, given.vectors[name]) for name, old in stored.vectors.items()
+        }
+        yield Upsert(given.keys, vectors, stored.payloads)
+
+
+def _take(points: Upsert, rows: Rows) -> Upsert:
+    return Upsert(
+        points.keys[rows],
+        {name: column.take(rows) for name, column in points.vectors.items()},
+        [points.payloads[row] for row in rows.tolist()],
+    )
+
+
+def _stored(state: ShardState, keys: Keys) -> Points:
+    return state.retrieve(keys, with_payload=True, with_vectors=state.view.config.names)
+
+
+def _replaced(old: VectorColumn, new: VectorColumn) -> VectorColumn:
+    """``new`` where it has a vector, else ``old``."""
+    rows = np.arange(old.rows)
+    both = VectorColumn.concatenate([old, new])
+    return both.take(np.where(new.has(), old.rows + rows, rows))
+
+
+def _without_vectors(points: Points, names: list[str], state: ShardState) -> Upsert:
+    assert points.payloads is not None
+    gone = {
+        name: state.view.config.empty(name, len(points.keys))
+        for name in names
+        if name in points.vectors
+    }
+    return Upsert(points.keys, points.vectors | gone, points.payloads)
 
 
 def _changer(edit: Edit) -> Callable[[bytes], bytes]:

@@ -174,14 +174,17 @@ class ShardEngine:
         return write.committed
 
     def edit(
-        self, edit: Edit, keys: Keys | None, filter: bytes, *, applied: bool = True
+        self, edit: Edit, chosen: Keys | Upsert | None, filter: bytes, *, applied: bool = True
     ) -> Future[int]:
-        """Carry out ``edit`` for those of ``keys`` that exist, or None: for what ``filter`` lets
-        through, as they are when its turn has come. Answers and raises as `write` does.
+        """Carry out ``edit`` as `edits.resolve` has it, on points as they are when its turn has
+        come. Answers and raises as `write` does.
 
         What takes several records of the log may come about in part.
         """
-        write = Write([], applied, lambda: resolve(edit, self._state, keys, filter))
+        if isinstance(chosen, Upsert):
+            prepared = self._config.prepare(chosen.vectors, len(chosen.keys))
+            chosen = msgspec.structs.replace(chosen, vectors=prepared)
+        write = Write([], applied, lambda: resolve(edit, self._state, chosen, filter))
         self._queue.put(write)
         return write.committed
 

@@ -117,6 +117,14 @@ class ShardState:
             rows = self._memtable.find(keys)
         return view.retrieve(keys, rows, with_payload=with_payload, with_vectors=with_vectors)
 
+    def matching(self, keys: Keys, filter: bytes) -> Mask:
+        """Which of ``keys`` exist and are let through by ``filter``; ``b""``: all. For the writer
+        alone."""
+        found = np.zeros(len(keys), np.bool_)
+        for layer in self._view.layers:
+            found |= layer.matching(filter).find_live(keys) >= 0
+        return found
+
     def _kill(self, keys: Keys) -> None:
         for number, layer in enumerate(self._layers):
             rows = layer.find_live(keys)

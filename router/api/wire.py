@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct, inspect
+from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
 from cluster.catalog import MAX_SHARDS
 from cluster.ingest.jobs import BadRow, Columns
@@ -334,8 +334,8 @@ class Upsert(Body):
     points: list[PointStruct] | None = None
     batch: Batch | None = None
     shard_key: None = None
-    update_filter: None = None
-    update_mode: Literal["upsert"] | None = None
+    update_filter: Filter | None = None
+    update_mode: Literal["upsert", "insert_only", "update_only"] | None = None
 
 
 class PointsSelector(Body):
@@ -353,6 +353,38 @@ class SetPayload(PointsSelector, kw_only=True):
 
 class DeletePayload(PointsSelector, kw_only=True):
     keys: list[str]
+
+
+class PointVectors(Body):
+    id: RawId
+    vector: Vector | dict[str, Any]
+
+
+class UpdateVectors(Body):
+    points: list[PointVectors]
+    shard_key: None = None
+    update_filter: Filter | None = None
+
+
+class DeleteVectors(PointsSelector, kw_only=True):
+    vector: list[str]
+
+
+class UpdateOperation(Body):
+    """One of these."""
+
+    upsert: Upsert | UnsetType = UNSET
+    delete: PointsSelector | UnsetType = UNSET
+    set_payload: SetPayload | UnsetType = UNSET
+    overwrite_payload: SetPayload | UnsetType = UNSET
+    delete_payload: DeletePayload | UnsetType = UNSET
+    clear_payload: PointsSelector | UnsetType = UNSET
+    update_vectors: UpdateVectors | UnsetType = UNSET
+    delete_vectors: DeleteVectors | UnsetType = UNSET
+
+
+class UpdateBatch(Body):
+    operations: Annotated[list[UpdateOperation], Meta(max_length=10_000)]
 
 
 class PayloadSelector(Body):

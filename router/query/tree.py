@@ -374,7 +374,7 @@ class Answering:
                 discover = isinstance(node.query, wire.Discover)
                 scoring = Scoring.DISCOVER if discover else Scoring.CONTEXT
                 examples = Examples(scoring, pairs, pairs)
-            case wire.Ordered(order_by=order_by):
+            case wire.Ordered():
                 raise Malformed(f"{node.field}query.order_by: not supported")
             case wire.Sample():
                 raise Malformed(f"{node.field}query.sample: not supported")

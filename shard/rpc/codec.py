@@ -94,11 +94,8 @@ def decode_indices(data: bytes) -> NDArray[np.uint32]:
 
 def encode_operation(operation: Operation) -> pb.Operation:
     match operation:
-        case Upsert(keys, vectors, payloads):
-            upsert = pb.Upsert(
-                keys=encode_keys(keys), vectors=encode_columns(vectors), payloads=payloads
-            )
-            return pb.Operation(upsert=upsert)
+        case Upsert():
+            return pb.Operation(upsert=_encode_upsert(operation))
         case Delete(keys):
             return pb.Operation(delete=pb.Delete(keys=encode_keys(keys)))
         case _:
@@ -119,21 +116,38 @@ def decode_operations(operations: Iterable[pb.Operation]) -> list[Operation]:
     return decoded
 
 
-def encode_edit(edit: bytes, keys: Keys | None, filter: bytes) -> pb.Operation:
-    """For points with ``keys``; None: for those that ``filter`` lets through."""
-    if keys is None:
+def encode_edit(edit: bytes, chosen: Keys | Upsert | None, filter: bytes) -> pb.Operation:
+    """For points with these keys, or as they are given; None: for those that ``filter`` lets
+    through."""
+    if isinstance(chosen, Upsert):
+        return pb.Operation(edit=pb.Edit(edit=edit, given=_encode_upsert(chosen)))
+    if chosen is None:
         return pb.Operation(edit=pb.Edit(edit=edit, filter=filter))
-    return pb.Operation(edit=pb.Edit(edit=edit, keys=encode_keys(keys)))
+    return pb.Operation(edit=pb.Edit(edit=edit, keys=encode_keys(chosen)))
 
 
-def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | None, bytes]:
+def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | Upsert | None, bytes]:
     """The edit and which points it is for, as `encode_edit` has them. Raises InvalidInput."""
     decoded = Edit.decode(edit.edit)
-    if edit.WhichOneof("points") == "keys":
+    which = edit.WhichOneof("points")
+    given = decoded.action in ("upsert", "update_vectors")
+    if given != (which == "given"):
+        raise InvalidInput(f"edit: {decoded.action} is not for {which}")
+    if which == "given":
+        return decoded, _decode_upsert(edit.given), b""
+    if which == "keys":
         return decoded, decode_keys(edit.keys, "edit.keys"), b""
     if edit.filter:
         matcher(edit.filter)  # What is no filter is told now.
     return decoded, None, edit.filter
+
+
+def _encode_upsert(upsert: Upsert) -> pb.Upsert:
+    return pb.Upsert(
+        keys=encode_keys(upsert.keys),
+        vectors=encode_columns(upsert.vectors),
+        payloads=upsert.payloads,
+    )
 
 
 def _decode_upsert(upsert: pb.Upsert) -> Upsert:
