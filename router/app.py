@@ -16,6 +16,7 @@ from cluster.ingest.jobs import ingest_jobs
 from cluster.snapshots import Snapshots
 from router import errors
 from router.api import (
+    aliases,
     collections,
     export,
     indexes,
@@ -79,7 +80,17 @@ def create_app(
         max_body_bytes=max_body_bytes,
         timeout=timeout,
     )
-    for resource in (service, collections, indexes, search, points, ingest, export, snapshots):
+    for resource in (
+        service,
+        collections,
+        aliases,
+        indexes,
+        search,
+        points,
+        ingest,
+        export,
+        snapshots,
+    ):
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)
