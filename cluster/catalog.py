@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from shard.errors import AlreadyExists, NotFound
+from shard.errors import AlreadyExists, InvalidInput, NotFound
 from shard.model import ShardConfig
 from shard.objects import ObjectStore
 from shard.objects.document import VersionedDocument, decode_stored
 
 CATALOG = "cluster/catalog"
 MAX_SHARDS = 1_024
+MAX_ALIASES = 10_000
 HIDDEN = "\x1f"
 """What the name of a collection begins with that is not there yet for users; no name of theirs
 has this character."""
@@ -42,9 +43,57 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return f"collections/{self.id}"
 
 
+class Names:
+    """What each name stands for, at one moment: a collection's own name, or an alias of it."""
+
+    def __init__(self, collections: dict[str, Collection], aliases: dict[str, str]) -> None:
+        self.collections = collections
+        """By their own names."""
+        self.aliases = aliases
+        """Names of collections by alias; no alias is the name of a collection too."""
+
+    def get(self, name: str) -> Collection | None:
+        """The collection of that name or alias."""
+        return self.collections.get(self.aliases.get(name, name))
+
+    def find(self, name: str) -> Collection:
+        """The collection of that name or alias. Raises NotFound."""
+        collection = self.get(name)
+        if collection is None:
+            raise NotFound(f"Collection `{name}` doesn't exist!")
+        return collection
+
+    def set_alias(self, alias: str, name: str) -> None:
+        """Let the alias stand for the collection of that name, whatever it stood for before.
+
+        Raises NotFound, also where ``name`` is an alias itself, AlreadyExists where ``alias`` is
+        the name of a collection, and InvalidInput for one too many.
+        """
+        collection = self.collections.get(name)
+        if collection is None or collection.hidden:
+            raise NotFound(f"Collection `{name}` doesn't exist!")
+        if alias in self.collections:
+            raise AlreadyExists(f"Collection `{alias}` already exists!")
+        self.aliases[alias] = name
+        if len(self.aliases) > MAX_ALIASES:
+            raise InvalidInput(f"expected at most {MAX_ALIASES} aliases")
+
+    def drop_alias(self, alias: str) -> None:
+        """One that is not there is passed over."""
+        self.aliases.pop(alias, None)
+
+    def rename_alias(self, old: str, new: str) -> None:
+        """Raises NotFound, and AlreadyExists where ``new`` is the name of a collection."""
+        name = self.aliases.pop(old, None)
+        if name is None:
+            raise NotFound(f"Alias `{old}` doesn't exist!")
+        self.set_alias(new, name)
+
+
 class _Contents(msgspec.Struct, frozen=True):
     collections: list[Collection] = []
     deleted: list[str] = []
+    aliases: dict[str, str] = {}
 
 
 class Catalog:
@@ -58,19 +107,24 @@ class Catalog:
         self._document = VersionedDocument(store, CATALOG)
         self._lock = Lock()
 
+    def names(self) -> Names:
+        """Of collections and aliases, as of now."""
+        return _names(self._read())
+
     def collections(self) -> dict[str, Collection]:
-        """All of them by name, as of now."""
-        return _by_name(self._read())
+        """All of them by their own names, as of now."""
+        return self.names().collections
 
     def get(self, name: str) -> Collection:
-        """Raises NotFound."""
-        return _find(self.collections(), name)
+        """The collection of that name or alias. Raises NotFound."""
+        return self.names().find(name)
 
     def create(self, collection: Collection) -> None:
-        """Raises AlreadyExists where there is one of that name."""
+        """Raises AlreadyExists where there is one of that name, InvalidInput for an alias."""
 
-        def add(collections: dict[str, Collection]) -> None:
-            existing = collections.setdefault(collection.name, collection)
+        def add(names: Names) -> None:
+            _check_no_alias(names, collection.name)
+            existing = names.collections.setdefault(collection.name, collection)
             # The same id: an earlier try took place, though its answer was lost.
             if existing.id != collection.id:
                 raise AlreadyExists(f"Collection `{collection.name}` already exists!")
@@ -78,39 +132,52 @@ class Catalog:
         self._change(add)
 
     def update(self, name: str, change: Callable[[Collection], Collection]) -> Collection:
-        """Replace the collection by what ``change`` makes of it, and return that.
+        """Replace the collection of that name or alias by what ``change`` makes of it.
 
-        ``change`` may be called more than once, and must keep the id and the name. Raises NotFound.
+        Answers that. ``change`` may be called more than once, and must keep the id and the name.
+        Raises NotFound.
         """
 
-        def replace(collections: dict[str, Collection]) -> None:
-            collections[name] = change(_find(collections, name))
+        def replace(names: Names) -> None:
+            changed = change(names.find(name))
+            names.collections[changed.name] = changed
 
-        return self._change(replace)[name]
+        return self._change(replace).find(name)
+
+    def update_aliases(self, change: Callable[[Names], None]) -> None:
+        """Let ``change`` set, drop and rename aliases; readers see all that it does, or nothing.
+
+        ``change`` may be called more than once; what it raises goes to the caller.
+        """
+        self._change(change)
 
     def rename(self, collection_id: str, name: str) -> None:
         """Give the collection that name, which one that had it before loses with all it has.
 
-        Raises NotFound where there is none of that id.
+        Aliases of the name are then aliases of this collection. Raises NotFound where there is none
+        of that id, InvalidInput where the name is an alias.
         """
 
-        def replace(collections: dict[str, Collection]) -> None:
-            for collection in list(collections.values()):
+        def replace(names: Names) -> None:
+            _check_no_alias(names, name)
+            for collection in list(names.collections.values()):
                 if collection.id == collection_id:
-                    del collections[collection.name]
-                    collections[name] = msgspec.structs.replace(collection, name=name)
+                    del names.collections[collection.name]
+                    names.collections[name] = msgspec.structs.replace(collection, name=name)
                     return
             raise NotFound(f"Collection {collection_id} doesn't exist!")
 
         self._change(replace)
 
     def delete(self, name: str) -> bool:
-        """False if there was none. What it stored is `deleted`, and erased in the background."""
+        """False if there was none; an alias is none. What it stored is `deleted`, and erased in the
+        background; its aliases go with it.
+        """
         existed = False
 
-        def remove(collections: dict[str, Collection]) -> None:
+        def remove(names: Names) -> None:
             nonlocal existed
-            existed = collections.pop(name, None) is not None
+            existed = names.collections.pop(name, None) is not None
 
         self._change(remove)
         return existed
@@ -128,15 +195,19 @@ class Catalog:
 
         self._update(strike)
 
-    def _change(self, change: Callable[[dict[str, Collection]], None]) -> dict[str, Collection]:
+    def _change(self, change: Callable[[Names], None]) -> Names:
         def apply(contents: _Contents) -> _Contents:
-            collections = _by_name(contents)
-            change(collections)
-            ids = {collection.id for collection in collections.values()}
+            names = _names(contents)
+            change(names)
+            ids = {collection.id for collection in names.collections.values()}
             gone = [other.id for other in contents.collections if other.id not in ids]
-            return _Contents(list(collections.values()), contents.deleted + gone)
+            return _Contents(
+                list(names.collections.values()),
+                contents.deleted + gone,
+                {alias: name for alias, name in names.aliases.items() if name in names.collections},
+            )
 
-        return _by_name(self._update(apply))
+        return _names(self._update(apply))
 
     def _read(self) -> _Contents:
         with self._lock:
@@ -158,12 +229,13 @@ def _decode(data: bytes) -> _Contents:
     return decode_stored(data, _Contents, CATALOG)
 
 
-def _by_name(contents: _Contents) -> dict[str, Collection]:
-    return {collection.name: collection for collection in contents.collections}
+def _names(contents: _Contents) -> Names:
+    collections = {collection.name: collection for collection in contents.collections}
+    return Names(collections, dict(contents.aliases))
 
 
-def _find(collections: dict[str, Collection], name: str) -> Collection:
-    try:
-        return collections[name]
-    except KeyError:
-        raise NotFound(f"Collection `{name}` doesn't exist!") from None
+def _check_no_alias(names: Names, name: str) -> None:
+    if name in names.aliases:
+        raise InvalidInput(
+            f"Can't create collection with name {name}. Alias with the same name already exists"
+        )

@@ -16,6 +16,7 @@ from cluster.ingest.jobs import ingest_jobs
 from cluster.snapshots import Snapshots
 from router import errors
 from router.api import (
+    aliases,
     collections,
     export,
     indexes,
@@ -82,6 +83,7 @@ def create_app(
     )
     for resource in (
         service,
+        aliases,
         collections,
         indexes,
         search,

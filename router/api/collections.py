@@ -168,27 +168,28 @@ def _flat_rows(kilobytes: int, config: ShardConfig) -> int:
     return min(max(kilobytes * 1024 // (4 * dimension), _LEAST_INDEXED_ROWS), _NEVER)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, field: str = "collection_name") -> None:
     """Raises OutOfRange where no collection can have that name."""
     if len(name) > MAX_NAME:
-        raise OutOfRange(f"collection_name: expected at most {MAX_NAME} characters")
+        raise OutOfRange(f"{field}: expected at most {MAX_NAME} characters")
     for character in name:
         if character in _NOT_IN_NAMES:
-            raise OutOfRange(f"collection_name: cannot contain {character!r}")
+            raise OutOfRange(f"{field}: cannot contain {character!r}")
 
 
 @routes.get("", responses=wire.answers(wire.Collections), summary="List collections")
 async def list_collections(request: Request) -> Response:
     """Names of all collections."""
-    collections = (await Context.of(request).directory.refresh()).values()
+    collections = (await Context.of(request).directory.refresh()).collections.values()
     names = sorted(collection.name for collection in collections if not collection.hidden)
     return answer(request, {"collections": [{"name": name} for name in names]})
 
 
 @routes.get("/{name}/exists", responses=wire.answers(wire.Exists), summary="Collection exists")
 async def exists(request: Request, name: str) -> Response:
-    """Whether there is a collection of that name."""
-    return answer(request, {"exists": name in await Context.of(request).directory.refresh()})
+    """Whether there is a collection of that name or alias."""
+    names = await Context.of(request).directory.refresh()
+    return answer(request, {"exists": names.get(name) is not None})
 
 
 @routes.put(
@@ -284,7 +285,10 @@ async def update(request: Request, name: str, timeout: Timeout = None) -> Respon
 
 @routes.delete("/{name}", responses=wire.answers(bool), summary="Delete a collection")
 async def delete(request: Request, name: str, timeout: Timeout = None) -> Response:
-    """Delete a collection; the result is false where there was none."""
+    """Delete a collection with its aliases; the result is false where there was none.
+
+    It is named by its own name: an alias cannot delete it.
+    """
     directory = Context.of(request).directory
     deleted = await asyncio.to_thread(directory.catalog.delete, name)
     await directory.refresh()

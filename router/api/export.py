@@ -45,7 +45,7 @@ async def start(request: Request, name: str) -> Response:
     job = ExportJob(
         id=uuid4().hex,
         collection_id=collection.id,
-        collection=name,
+        collection=collection.name,
         created=time.time(),
         destination=destination,
     )

@@ -43,7 +43,7 @@ async def start(request: Request, name: str) -> Response:
     job = IngestJob(
         id=uuid4().hex,
         collection_id=collection.id,
-        collection=name,
+        collection=collection.name,
         source=body.source,
         columns=body.columns,
         max_bad_rows=body.max_bad_rows,

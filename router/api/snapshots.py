@@ -52,16 +52,16 @@ async def create(request: Request, name: str, wait: bool = True) -> Response:
     job = ExportJob(
         id=uuid4().hex,
         collection_id=collection.id,
-        collection=name,
+        collection=collection.name,
         created=time.time(),
         destination=context.snapshots.url,
-        prefix=context.snapshots.prefix(name, snapshot),
+        prefix=context.snapshots.prefix(collection.name, snapshot),
     )
     await asyncio.to_thread(context.exports.add, job)
     if not wait:
         return _accepted(request)
     job = await _end_of(context.exports, job)
-    summary = await asyncio.to_thread(context.snapshots.get, name, snapshot)
+    summary = await asyncio.to_thread(context.snapshots.get, collection.name, snapshot)
     return answer(request, _described(summary))
 
 
@@ -69,6 +69,7 @@ async def create(request: Request, name: str, wait: bool = True) -> Response:
 async def list_snapshots(request: Request, name: str) -> Response:
     """The collection's snapshots, oldest first. They stay when the collection is deleted."""
     context = Context.of(request)
+    name = await context.directory.own_name(name)
     summaries = await asyncio.to_thread(context.snapshots.all, name)
     if not summaries:
         await context.directory.find_fresh(name)
@@ -91,6 +92,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
 async def download(request: Request, name: str, snapshot: str) -> Response:
     """A tar file of Parquet files and of ``export.json``, which tells what they are."""
     context = Context.of(request)
+    name = await context.directory.own_name(name)
     size, content = await asyncio.to_thread(context.snapshots.archive, name, snapshot)
     headers = {
         "Content-Length": str(size),
@@ -102,7 +104,9 @@ async def download(request: Request, name: str, snapshot: str) -> Response:
 @routes.delete("/{snapshot}", responses=wire.answers(bool), summary="Delete a snapshot")
 async def delete(request: Request, name: str, snapshot: str) -> Response:
     """Delete a snapshot with all its files."""
-    await asyncio.to_thread(Context.of(request).snapshots.delete, name, snapshot)
+    context = Context.of(request)
+    name = await context.directory.own_name(name)
+    await asyncio.to_thread(context.snapshots.delete, name, snapshot)
     return answer(request, True)
 
 
@@ -120,6 +124,7 @@ async def recover(request: Request, name: str, wait: bool = True) -> Response:
     """
     context = Context.of(request)
     check_name(name)
+    name = await context.directory.own_name(name)
     body = _recover(await read_body(request))
     owner, snapshot, stored = await _locate(request, name, body)
     try:
@@ -183,7 +188,8 @@ async def _locate(request: Request, name: str, body: wire.RecoverSnapshot) -> tu
             return name, snapshot, True
         case "http" | "https" if parts.netloc == host:
             match [unquote(part) for part in parts.path.split("/")]:
-                case ["", "collections", owner, "snapshots", snapshot]:
+                case ["", "collections", named, "snapshots", snapshot]:
+                    owner = await context.directory.own_name(named)
                     await asyncio.to_thread(_check_stored, context, owner, snapshot, body)
                     return owner, snapshot, False
     raise InvalidInput(

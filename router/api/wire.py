@@ -264,6 +264,49 @@ class CreateFieldIndex(Body):
     field_schema: FieldType | FieldIndexParams | None = None
 
 
+# Aliases
+
+
+class CreateAlias(Body):
+    collection_name: str
+    alias_name: Annotated[str, Meta(min_length=1)]
+
+
+class DeleteAlias(Body):
+    alias_name: str
+
+
+class RenameAlias(Body):
+    old_alias_name: str
+    new_alias_name: Annotated[str, Meta(min_length=1)]
+
+
+class AliasAction(Body):
+    """One of these."""
+
+    create_alias: CreateAlias | None = None
+    delete_alias: DeleteAlias | None = None
+    rename_alias: RenameAlias | None = None
+
+    def __post_init__(self) -> None:
+        given = [self.create_alias, self.delete_alias, self.rename_alias]
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("expected one of `create_alias`, `delete_alias` and `rename_alias`")
+
+
+class ChangeAliases(Body):
+    actions: list[AliasAction]
+
+
+class Alias(Struct, forbid_unknown_fields=True):
+    alias_name: str
+    collection_name: str
+
+
+class Aliases(Struct, forbid_unknown_fields=True):
+    aliases: list[Alias]
+
+
 # Ingest
 
 
