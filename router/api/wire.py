@@ -816,6 +816,16 @@ class ScoredPoints(Struct, forbid_unknown_fields=True):
     points: list[ScoredPoint]
 
 
+class PointGroup(Struct, forbid_unknown_fields=True):
+    id: int | str
+    hits: list[ScoredPoint]
+    lookup: Record | None = None
+
+
+class Groups(Struct, forbid_unknown_fields=True):
+    groups: list[PointGroup]
+
+
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$")
 _RANGE = re.compile(r"^Expected `(\w+)` (?:of length )?([<>]=?) (.*)$")

@@ -248,6 +248,9 @@ class Answering:
             for row, key in enumerate(points.keys.tolist()):
                 if has[row]:
                     self._stored[name, using, key] = column.slice(row, row + 1)
+            for key in sorted(keys):
+                if (name, using, key) not in self._stored:
+                    raise PointNotFound(f"No point with id {decode_id(key)} found")
 
     @staticmethod
     def _place(node: Node) -> tuple[str, str]:
@@ -264,10 +267,7 @@ class Answering:
         for one in inputs:
             if isinstance(one, int | str):
                 key = encode_id(parse_id(one, f"{node.field}query"))
-                stored = self._stored.get((*self._place(node), key))
-                if stored is None:
-                    raise PointNotFound(f"No point with id {decode_id(key)} found")
-                rows.append(stored)
+                rows.append(self._stored[*self._place(node), key])
             else:
                 rows.append(parse_query(one, node.using, self._config))
         return VectorColumn.concatenate(rows)
