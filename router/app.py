@@ -17,6 +17,7 @@ from cluster.snapshots import Snapshots
 from router import errors
 from router.api import (
     aliases,
+    analysis,
     collections,
     export,
     groups,
@@ -89,6 +90,7 @@ def create_app(
         indexes,
         search,
         groups,
+        analysis,
         updates,
         points,
         ingest,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
 from router.batching import SearchBatcher
+from shard import facets
 from shard.errors import NotFound, Unavailable
 from shard.model import (
     Delete,
@@ -29,6 +30,8 @@ from shard.model import (
     Keys,
     Operation,
     Points,
+    Ranked,
+    RankParams,
     SearchParams,
     ShardInfo,
     Upsert,
@@ -37,7 +40,13 @@ from shard.model import (
 )
 from shard.rpc.client import ShardClient
 from shard.rpc.codec import encode_edit
-from shard.rpc.merge import concatenate_points, in_order_of, merge_ascending, merge_hits
+from shard.rpc.merge import (
+    concatenate_points,
+    in_order_of,
+    merge_ascending,
+    merge_hits,
+    merge_ranked,
+)
 
 T = TypeVar("T")
 Answer: TypeAlias = tuple[list[int], T]
@@ -243,6 +252,30 @@ class Fanout:
             timeout,
         )
         return sum(count for _, count in answers)
+
+    async def rank(self, collection: Collection, params: RankParams, *, timeout: float) -> Ranked:
+        """The first points in the order that is asked for."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.rank(collection.id, shards, params, timeout=left),
+            timeout,
+        )
+        return merge_ranked([ranked for _, ranked in answers], params)
+
+    async def facet(
+        self, collection: Collection, key: str, filter: bytes, *, timeout: float
+    ) -> facets.Counts:
+        """As `facets.count`, of the points that ``filter`` lets through; ``b""``: all."""
+        answers = await self._ask(
+            collection,
+            range(collection.shard_count),
+            lambda client, shards, left: client.facet(
+                collection.id, shards, key, filter, timeout=left
+            ),
+            timeout,
+        )
+        return facets.total(counts for _, counts in answers)
 
     async def frequencies(
         self,

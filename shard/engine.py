@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shard import facets
 from shard.builder import Builder, Source
 from shard.compaction import merged
 from shard.edits import Edit, resolve
@@ -42,6 +43,8 @@ from shard.model import (
     Keys,
     Operation,
     Points,
+    Ranked,
+    RankParams,
     SearchParams,
     SegmentInfo,
     ShardConfig,
@@ -220,6 +223,14 @@ class ShardEngine:
     def count(self, filter: bytes = b"") -> int:
         """How many points ``filter`` lets through; ``b""``: all."""
         return self._state.view.count(filter)
+
+    def rank(self, params: RankParams) -> Ranked:
+        """The first points in the order that is asked for."""
+        return self._state.view.rank(params)
+
+    def facet(self, key: str, filter: bytes = b"") -> facets.Counts:
+        """As `facets.count`, of the points that ``filter`` lets through; ``b""``: all."""
+        return self._state.view.facet(key, filter)
 
     def frequencies(
         self, name: str, indices: NDArray[np.uint32], filter: bytes = b""

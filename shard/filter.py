@@ -137,6 +137,10 @@ class Filter(Struct):
     must_not: Condition | list[Condition] | None = None
     min_should: MinShould | None = None
 
+    def as_condition(self) -> Condition:
+        """For another filter to have it as one of its conditions."""
+        return Condition(**{name: getattr(self, name) for name in self.__struct_fields__})
+
     def check(self, field: str) -> bytes:
         """The filter as it goes to the shards, ``b""`` if it is empty.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -101,7 +101,7 @@ class MemtableRows:
         return self._matching.mask(
             filter,
             self.keys,
-            lambda: [self._payloads[: self.rows]],
+            self.payload_batches,
             self.has,
         )
 
@@ -109,6 +109,10 @@ class MemtableRows:
         """Rows that have a vector of that name, (rows,)."""
         column = self._columns.get(name)
         return np.zeros(self.rows, np.bool_) if column is None else column.has()
+
+    def payload_batches(self) -> Iterable[Sequence[bytes]]:
+        """Those of all rows, in order."""
+        return [self._payloads[: self.rows]]
 
     def payloads(self, rows: Rows) -> list[bytes]:
         return [self._payloads[row] for row in rows.tolist()]

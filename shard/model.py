@@ -386,6 +386,26 @@ class Hits(msgspec.Struct, frozen=True):
     points: Points
 
 
+class Ranked(msgspec.Struct, frozen=True):
+    """Points in the order of a value that each has, one for each; one point may come again."""
+
+    values: list[int | float]
+    points: Points
+
+
+class RankParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Which points to rank, and what to answer of them."""
+
+    limit: int
+    order_by: bytes = b""
+    """As `shard.ordering.OrderBy.check` encodes it; ``b""``: by chance."""
+    filter: bytes = b""
+    among: bytes = b""
+    """Both as in `SearchParams`."""
+    with_payload: bool = False
+    with_vectors: tuple[str, ...] = ()
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """What a segment picked to reach its recall target, and what it measured."""
 

@@ -9,7 +9,7 @@ has the names of the vectors, and the size and checksum of every other file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +179,10 @@ class Segment:
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        columns = self._payloads
         return self._matching.mask(
             filter,
             self.keys,
-            lambda: (column.to_pylist() for column in columns),
+            self.payload_batches,
             self.has,
         )
 
@@ -191,6 +190,10 @@ class Segment:
         """Rows that have a vector of that name, (rows,)."""
         column = self._columns.get(name)
         return np.zeros(self.rows, np.bool_) if column is None else column.has()
+
+    def payload_batches(self) -> Iterable[Sequence[bytes]]:
+        """Those of all rows, in order."""
+        return (column.to_pylist() for column in self._payloads)
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""

@@ -7,7 +7,7 @@ flushed or compacted meanwhile.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shard import facets
 from shard.index.columns import ColumnIndex, SparseColumn
 from shard.index.examples import Examples
 from shard.model import (
@@ -25,12 +26,15 @@ from shard.model import (
     Keys,
     Mask,
     Points,
+    Ranked,
+    RankParams,
     Rows,
     Scores,
     SearchParams,
     ShardConfig,
     VectorColumn,
 )
+from shard.ordering import ordering
 
 
 class RowSet(Protocol):
@@ -46,6 +50,7 @@ class RowSet(Protocol):
     def column(self, name: str) -> ColumnIndex: ...
     def has(self, name: str) -> Mask: ...
     def matching(self, filter: bytes) -> Mask: ...
+    def payload_batches(self) -> Iterable[Sequence[bytes]]: ...
     def payloads(self, rows: Rows) -> list[bytes]: ...
     def vectors(self, name: str, rows: Rows) -> VectorColumn: ...
 
@@ -119,6 +124,13 @@ class Layer:
     def _nprobe(self, picked: Calibration) -> int:
         """As many lists as are calibrated for; more where the nearest live rows lie farther off."""
         return math.ceil(picked.nprobe * math.sqrt(self.source.rows / max(1, self.live)))
+
+    def sampled(self, limit: int) -> list[tuple[float, int]]:
+        """Up to ``limit`` live rows by chance, each behind the number that decided it."""
+        rows = np.arange(self.source.rows) if self.alive is None else np.flatnonzero(self.alive)
+        chances = np.random.default_rng().random(len(rows))
+        chosen = np.argsort(chances)[:limit]
+        return list(zip(chances[chosen].tolist(), rows[chosen].tolist(), strict=True))
 
     def live_from(self, start: bytes, limit: int) -> Rows:
         """Up to ``limit`` live rows with keys from ``start`` on, in key order."""
@@ -205,7 +217,49 @@ class View:
         points = self._points(located, params.with_payload, params.with_vectors, hit_keys)
         return Hits(lengths, hit_scores, points)
 
-    def _searched(self, params: SearchParams) -> list[Layer]:
+    def rank(self, params: RankParams) -> Ranked:
+        """The first points in the order that is asked for."""
+        layers = self._searched(params)
+        if params.order_by:
+            asked = ordering(params.order_by)
+            parts = [
+                [
+                    (value, key, (number, row))
+                    for value, key, row in asked.first(
+                        layer.source.keys,
+                        layer.source.payload_batches(),
+                        layer.alive,
+                        params.limit,
+                    )
+                ]
+                for number, layer in enumerate(layers)
+                if layer.live
+            ]
+            found = asked.merge(parts, params.limit)
+            values = [value for value, _, _ in found]
+            places = [place for _, _, place in found]
+        else:
+            chances = [
+                (chance, (number, row))
+                for number, layer in enumerate(layers)
+                for chance, row in layer.sampled(params.limit)
+            ]
+            chosen = sorted(chances)[: params.limit]
+            values = [chance for chance, _ in chosen]
+            places = [place for _, place in chosen]
+        where = np.array(places, np.int64).reshape(-1, 2)
+        located = _Located(where[:, 0], where[:, 1])
+        return Ranked(values, self._points(located, params.with_payload, params.with_vectors))
+
+    def facet(self, key: str, filter: bytes) -> facets.Counts:
+        """In how many of the points that the filter lets through each value of a field occurs."""
+        return facets.total(
+            facets.count(key, layer.source.payload_batches(), layer.alive)
+            for layer in (one.matching(filter) for one in self.layers)
+            if layer.live
+        )
+
+    def _searched(self, params: SearchParams | RankParams) -> list[Layer]:
         layers = [layer.matching(params.filter) for layer in self.layers]
         if params.among:
             keys = np.frombuffer(params.among, KEY_DTYPE)

@@ -134,15 +134,38 @@ async def retrieve_one(
 async def scroll(
     request: Request, name: str, consistency: Consistency = None, timeout: Timeout = None
 ) -> Response:
-    """A page of points in the order of their ids, integers before UUIDs."""
+    """A page of points in the order of their ids, integers before UUIDs, or the first ones by a
+    field of the payload."""
     context = Context.of(request)
     body = _scroll(await read_body(request))
     selector = Selector.of(body.with_payload, default=True)
     start = b"" if body.offset is None else encode_id(parse_id(body.offset, "offset"))
     limit = DEFAULT_LIMIT if body.limit is None else body.limit
     filter = body.filter.check("filter") if body.filter else b""
+    order_by = OrderBy(body.order_by) if isinstance(body.order_by, str) else body.order_by
+    order = b"" if order_by is None else order_by.check("order_by")
+    if order and body.offset is not None:
+        raise InvalidInput("offset: cannot be used with `order_by`, use `order_by.start_from`")
+
+    async def read_in_order(collection: Collection) -> dict[str, Any]:
+        names = wanted_vectors(body.with_vector, collection.config)
+        check_vector_bytes(limit, names, collection.config)
+        params = RankParams(
+            limit=limit,
+            order_by=order,
+            filter=filter,
+            with_payload=selector.wanted,
+            with_vectors=names,
+        )
+        ranked = await context.fanout.rank(collection, params, timeout=timeout or context.timeout)
+        records = render_points(ranked.points, collection.config, selector)
+        for record, value in zip(records, ranked.values, strict=True):
+            record["order_value"] = value
+        return {"points": records, "next_page_offset": None}
 
     async def read(collection: Collection) -> dict[str, Any]:
+        if order:
+            return await read_in_order(collection)
         names = wanted_vectors(body.with_vector, collection.config)
         check_vector_bytes(limit, names, collection.config)
         points = await context.fanout.scroll(

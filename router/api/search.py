@@ -139,8 +139,11 @@ class _Asked:
             with_payload=self.selector.wanted,
             with_vectors=wanted_vectors(self.body.with_vector, config),
         )
-        rows = np.arange(len(found.scores))[self.offset :]
-        return _render(take_points(found.points, rows), found.scores[rows], config, self.selector)
+        found = found.take(np.arange(len(found.scores))[self.offset :])
+        rendered = _render(found.points, found.scores, config, self.selector)
+        for record, value in zip(rendered, found.values or [], strict=False):
+            record["order_value"] = value
+        return rendered
 
 
 def _query_of(body: wire.Search) -> wire.Query:

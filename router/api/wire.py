@@ -22,6 +22,7 @@ from router.errors import Malformed, OutOfRange
 from router.query.formula import Operand
 from shard.filter import Filter
 from shard.model import MAX_DIMENSION, Distance, ShardInfo
+from shard.ordering import OrderBy
 
 T = TypeVar("T")
 
@@ -454,7 +455,23 @@ class Scroll(Body):
     with_payload: WithPayload | None = None
     with_vector: WithVector | None = None
     filter: Filter | None = None
-    order_by: None = None
+    order_by: OrderBy | str | None = None
+    shard_key: None = None
+
+
+class Facet(Body):
+    key: Annotated[str, Meta(min_length=1, max_length=1_024)]
+    limit: Limit | None = None
+    filter: Filter | None = None
+    exact: bool | None = None
+    shard_key: None = None
+
+
+class SearchMatrix(Body):
+    filter: Filter | None = None
+    sample: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    using: str | None = None
     shard_key: None = None
 
 
@@ -548,12 +565,6 @@ class Discover(Body):
 
 class Context(Body):
     context: Pair | list[Pair]
-
-
-class OrderBy(Body):
-    key: Annotated[str, Meta(min_length=1, max_length=1_024)]
-    direction: Literal["asc", "desc"] | None = None
-    start_from: int | float | str | None = None
 
 
 class Ordered(Body):
@@ -793,6 +804,7 @@ class Record(Struct, forbid_unknown_fields=True):
     id: int | UUID
     payload: Payload | None = None
     vector: Vector | dict[str, Any] | None = None
+    order_value: int | float | None = None
 
 
 class ScoredPoint(Struct, forbid_unknown_fields=True):
@@ -801,6 +813,7 @@ class ScoredPoint(Struct, forbid_unknown_fields=True):
     score: float
     payload: Payload | None = None
     vector: Vector | dict[str, Any] | None = None
+    order_value: int | float | None = None
 
 
 class Page(Struct, forbid_unknown_fields=True):
@@ -814,6 +827,32 @@ class CountResult(Struct, forbid_unknown_fields=True):
 
 class ScoredPoints(Struct, forbid_unknown_fields=True):
     points: list[ScoredPoint]
+
+
+class FacetHit(Struct, forbid_unknown_fields=True):
+    value: bool | int | str
+    count: int
+
+
+class Facets(Struct, forbid_unknown_fields=True):
+    hits: list[FacetHit]
+
+
+class MatrixPair(Struct, forbid_unknown_fields=True):
+    a: int | UUID
+    b: int | UUID
+    score: float
+
+
+class MatrixPairs(Struct, forbid_unknown_fields=True):
+    pairs: list[MatrixPair]
+
+
+class MatrixOffsets(Struct, forbid_unknown_fields=True):
+    offsets_row: list[int]
+    offsets_col: list[int]
+    scores: list[float]
+    ids: list[int | UUID]
 
 
 class PointGroup(Struct, forbid_unknown_fields=True):

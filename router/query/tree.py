@@ -11,7 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -21,13 +21,12 @@ from router.api import wire
 from router.api.convert import parse_id, parse_query
 from router.api.exchange import Context
 from router.directory import PointNotFound
-from router.errors import Malformed
 from router.query import mmr
 from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
 from router.query.recommend import average
 from shard.errors import InvalidInput
-from shard.filter import Condition, Filter
+from shard.filter import Filter
 from shard.index.examples import Examples, Scoring
 from shard.model import (
     KEY_DTYPE,
@@ -35,12 +34,15 @@ from shard.model import (
     Hits,
     Keys,
     Points,
+    RankParams,
+    Rows,
     Scores,
     SearchParams,
     VectorColumn,
     decode_id,
     encode_id,
 )
+from shard.ordering import OrderBy
 from shard.rpc.merge import take_points
 
 MAX_DEPTH = 16
@@ -77,9 +79,12 @@ class Found(NamedTuple):
 
     points: Points
     scores: Scores
+    values: list[int | float] | None = None
+    """What they are ordered by, if they are."""
 
-    def take(self, rows: Any) -> Found:
-        return Found(take_points(self.points, rows), self.scores[rows])
+    def take(self, rows: Rows) -> Found:
+        values = None if self.values is None else [self.values[row] for row in rows.tolist()]
+        return Found(take_points(self.points, rows), self.scores[rows], values)
 
 
 def parse_kind(given: wire.VectorInput | None, field: str) -> Query | None:
@@ -104,6 +109,7 @@ class Node:
     limit: int
     lookup: wire.LookupLocation | None
     formula: Formula | None
+    order_by: bytes
     prefetch: tuple[Node, ...]
 
     @staticmethod
@@ -127,6 +133,11 @@ class Node:
         formula = None
         if isinstance(query, wire.Rescore):
             formula = Formula(query.formula, query.defaults, f"{field}query")
+        order_by = b""
+        if isinstance(query, wire.Ordered):
+            asked = query.order_by
+            asked = OrderBy(asked) if isinstance(asked, str) else asked
+            order_by = asked.check(f"{field}query.order_by")
         if body.filter is not None:
             body.filter.check(f"{field}filter")
         node = Node(
@@ -139,6 +150,7 @@ class Node:
             limit=limit,
             lookup=body.lookup_from,
             formula=formula,
+            order_by=order_by,
             prefetch=prefetch,
         )
         if not depth and sum(1 for _ in node.walk()) > MAX_NODES:
@@ -215,8 +227,8 @@ class Answering:
                 timeout=self._timeout,
             )
             # One may have been deleted meanwhile.
-            kept = np.isin(found.points.keys, points.keys)
-            found = Found(points, found.scores[kept])
+            kept = found.take(np.flatnonzero(np.isin(found.points.keys, points.keys)))
+            found = kept._replace(points=points)
         return found
 
     def _check(self, node: Node) -> None:
@@ -374,10 +386,22 @@ class Answering:
                 discover = isinstance(node.query, wire.Discover)
                 scoring = Scoring.DISCOVER if discover else Scoring.CONTEXT
                 examples = Examples(scoring, pairs, pairs)
-            case wire.Ordered():
-                raise Malformed(f"{node.field}query.order_by: not supported")
-            case wire.Sample():
-                raise Malformed(f"{node.field}query.sample: not supported")
+            case wire.Ordered() | wire.Sample():
+                ranked = await self._context.fanout.rank(
+                    self._collection,
+                    RankParams(
+                        limit=params.limit,
+                        order_by=node.order_by,
+                        filter=encoded,
+                        among=params.among,
+                        with_payload=with_payload,
+                        with_vectors=with_vectors,
+                    ),
+                    timeout=self._timeout,
+                )
+                ones = np.ones(len(ranked.values), np.float32)
+                values = ranked.values if node.order_by else None
+                return _without(Found(ranked.points, ones, values), left_out)
             case _:
                 points = await fanout.scroll(
                     self._collection,
@@ -468,12 +492,7 @@ class Answering:
 def _both(one: Filter | None, other: Filter | None) -> Filter | None:
     if one is None or other is None:
         return other if one is None else one
-    return Filter(must=[_condition(one), _condition(other)])
-
-
-def _condition(filter: Filter) -> Condition:
-    names = filter.__struct_fields__
-    return Condition(**{name: getattr(filter, name) for name in names})
+    return Filter(must=[one.as_condition(), other.as_condition()])
 
 
 def _without(found: Found, keys: frozenset[bytes]) -> Found:

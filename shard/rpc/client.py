@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
+from shard import facets
 from shard.errors import Corrupt, InvalidInput, Unavailable
 from shard.model import (
     Frequencies,
@@ -19,6 +20,8 @@ from shard.model import (
     Keys,
     Operation,
     Points,
+    Ranked,
+    RankParams,
     SearchParams,
     ShardInfo,
     VectorColumn,
@@ -45,6 +48,18 @@ _OPTIONS = (
 )
 
 
+_METHODS = (
+    "Write",
+    "Retrieve",
+    "Scroll",
+    "Count",
+    "Rank",
+    "Facet",
+    "Frequencies",
+    "Describe",
+)
+
+
 class ShardClient:
     """One connection to the shard server at ``address`` (``host:port``), for one event loop.
 
@@ -68,7 +83,16 @@ class ShardClient:
         # Messages are encoded here, so that their size can be checked with a clear error.
         self._methods = {
             name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)
-            for name in ("Write", "Retrieve", "Scroll", "Count", "Frequencies", "Describe")
+            for name in (
+                "Write",
+                "Retrieve",
+                "Scroll",
+                "Count",
+                "Rank",
+                "Facet",
+                "Frequencies",
+                "Describe",
+            )
         }
         calls = self._channel.stream_stream(f"/{SERVICE}/Calls", None, None)
         self._stream = CallStream(lambda: calls(None), address)
@@ -177,6 +201,31 @@ class ShardClient:
         target = pb.Target(collection_id=collection_id, shards=shards)
         request = pb.CountRequest(target=target, filter=filter)
         return (await self._call("Count", request, pb.CountReply, timeout)).count
+
+    async def rank(
+        self, collection_id: str, shards: Sequence[int], params: RankParams, *, timeout: float
+    ) -> Ranked:
+        """The first points in ``shards`` in the order that is asked for."""
+        request = pb.RankRequest(
+            target=pb.Target(collection_id=collection_id, shards=shards),
+            limit=params.limit,
+            order_by=params.order_by,
+            filter=params.filter,
+            among=params.among,
+            with_payload=params.with_payload,
+            with_vectors=params.with_vectors,
+        )
+        reply = await self._call("Rank", request, pb.RankReply, timeout)
+        return self._decode(lambda: codec.decode_ranked(reply, with_payload=params.with_payload))
+
+    async def facet(
+        self, collection_id: str, shards: Sequence[int], key: str, filter: bytes, *, timeout: float
+    ) -> facets.Counts:
+        """As `facets.count`, of the points in ``shards`` that ``filter`` lets through."""
+        target = pb.Target(collection_id=collection_id, shards=shards)
+        request = pb.FacetRequest(target=target, key=key, filter=filter)
+        reply = await self._call("Facet", request, pb.FacetReply, timeout)
+        return self._decode(lambda: msgspec.json.decode(reply.counts, type=facets.Counts))
 
     async def frequencies(
         self,

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import assert_never
 
+import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from shard.edits import Edit
@@ -23,6 +25,8 @@ from shard.model import (
     Keys,
     Operation,
     Points,
+    Ranked,
+    RankParams,
     SearchParams,
     Upsert,
     VectorColumn,
@@ -239,3 +243,34 @@ def decode_hits(reply: pb.SearchReply, *, with_payload: bool) -> Hits:
     if lengths.sum() != len(scores):
         raise InvalidInput(f"lengths: expected {len(scores)} hits in all, got {lengths.sum()}")
     return Hits(lengths, scores, points)
+
+
+def decode_rank(request: pb.RankRequest) -> RankParams:
+    """Raises InvalidInput."""
+    if request.limit < 1:
+        raise InvalidInput("limit: expected 1 or more, got 0")
+    decode_keys(request.among, "among")
+    return RankParams(
+        limit=request.limit,
+        order_by=request.order_by,
+        filter=request.filter,
+        among=request.among,
+        with_payload=request.with_payload,
+        with_vectors=tuple(request.with_vectors),
+    )
+
+
+def encode_ranked(ranked: Ranked) -> pb.RankReply:
+    return pb.RankReply(values=orjson.dumps(ranked.values), points=encode_points(ranked.points))
+
+
+def decode_ranked(reply: pb.RankReply, *, with_payload: bool) -> Ranked:
+    """Raises InvalidInput."""
+    points = decode_points(reply.points, with_payload=with_payload)
+    try:
+        values = msgspec.json.decode(reply.values, type=list[int | float])
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"values: {error}") from error
+    if len(values) != len(points.keys):
+        raise InvalidInput(f"values: expected {len(points.keys)}, got {len(values)}")
+    return Ranked(values, points)

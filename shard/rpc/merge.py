@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shard.model import Hits, Keys, Points, Rows, VectorColumn
+from shard.model import Hits, Keys, Points, Ranked, RankParams, Rows, VectorColumn
+from shard.ordering import ordering
 
 
 def merge_hits(parts: Sequence[Hits], limit: int, *, higher_is_nearer: bool) -> Hits:
@@ -63,6 +64,29 @@ def merge_ascending(parts: Sequence[Points], limit: int) -> Points:
     """The first ``limit`` points in order of their keys."""
     points = concatenate_points(parts)
     return take_points(points, np.argsort(points.keys, kind="stable")[:limit])
+
+
+def merge_ranked(parts: Sequence[Ranked], params: RankParams) -> Ranked:
+    """The first of what several shards have ranked."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.values) for part in parts)]).tolist()
+    entries = [
+        [
+            (value, key, start + row)
+            for row, (value, key) in enumerate(
+                zip(part.values, part.points.keys.tolist(), strict=True)
+            )
+        ]
+        for start, part in zip(starts, parts, strict=False)
+    ]
+    if params.order_by:
+        merged = ordering(params.order_by).merge(entries, params.limit)
+    else:
+        merged = sorted(entry for part in entries for entry in part)[: params.limit]
+    points = concatenate_points([part.points for part in parts])
+    rows = np.array([row for _, _, row in merged], np.int64)
+    return Ranked([value for value, _, _ in merged], take_points(points, rows))
 
 
 def in_order_of(points: Points, keys: Keys) -> Points:

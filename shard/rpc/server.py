@@ -17,11 +17,13 @@ import faiss
 import grpc
 import msgspec
 import numpy as np
+import orjson
 import uvloop
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from shard import facets
 from shard.builder import Builder
 from shard.errors import InvalidInput, Overloaded
 from shard.model import KEY_BYTES, ShardConfig
@@ -145,6 +147,8 @@ class ShardServer:
             "Retrieve": (pb.RetrieveRequest, self._retrieve),
             "Scroll": (pb.ScrollRequest, self._scroll),
             "Count": (pb.CountRequest, self._count),
+            "Rank": (pb.RankRequest, self._rank),
+            "Facet": (pb.FacetRequest, self._facet),
             "Frequencies": (pb.FrequenciesRequest, self._frequencies),
             "Describe": (pb.DescribeRequest, self._describe),
         }
@@ -279,6 +283,19 @@ class ShardServer:
         shards = self._find(request.target)
         counts = await self._read([partial(one.engine.count, request.filter) for one in shards])
         return pb.CountReply(count=sum(counts))
+
+    async def _rank(self, request: pb.RankRequest) -> pb.RankReply:
+        shards = self._find(request.target)
+        params = codec.decode_rank(request)
+        found = await self._read([partial(one.engine.rank, params) for one in shards])
+        return codec.encode_ranked(merge.merge_ranked(found, params))
+
+    async def _facet(self, request: pb.FacetRequest) -> pb.FacetReply:
+        shards = self._find(request.target)
+        found = await self._read(
+            [partial(one.engine.facet, request.key, request.filter) for one in shards]
+        )
+        return pb.FacetReply(counts=orjson.dumps(facets.total(found)))
 
     async def _frequencies(self, request: pb.FrequenciesRequest) -> pb.FrequenciesReply:
         shards = self._find(request.target)

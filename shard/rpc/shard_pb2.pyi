@@ -206,6 +206,48 @@ class CountReply(_message.Message):
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
 
+class RankRequest(_message.Message):
+    __slots__ = ("target", "limit", "order_by", "filter", "among", "with_payload", "with_vectors")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    AMONG_FIELD_NUMBER: _ClassVar[int]
+    WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    limit: int
+    order_by: bytes
+    filter: bytes
+    among: bytes
+    with_payload: bool
+    with_vectors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., limit: _Optional[int] = ..., order_by: _Optional[bytes] = ..., filter: _Optional[bytes] = ..., among: _Optional[bytes] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RankReply(_message.Message):
+    __slots__ = ("values", "points")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    values: bytes
+    points: PointsReply
+    def __init__(self, values: _Optional[bytes] = ..., points: _Optional[_Union[PointsReply, _Mapping]] = ...) -> None: ...
+
+class FacetRequest(_message.Message):
+    __slots__ = ("target", "key", "filter")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    key: str
+    filter: bytes
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., key: _Optional[str] = ..., filter: _Optional[bytes] = ...) -> None: ...
+
+class FacetReply(_message.Message):
+    __slots__ = ("counts",)
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    counts: bytes
+    def __init__(self, counts: _Optional[bytes] = ...) -> None: ...
+
 class FrequenciesRequest(_message.Message):
     __slots__ = ("target", "name", "indices", "filter")
     TARGET_FIELD_NUMBER: _ClassVar[int]
