@@ -159,10 +159,17 @@ def matcher(encoded: bytes) -> Matcher:
 
 
 class Matcher:
-    """Evaluates one filter."""
+    """Evaluates one filter or condition.
 
-    def __init__(self, filter: Filter) -> None:
-        self._test = _compile_filter(filter, "filter")[0]
+    Raises InvalidInput for what is none, naming what is wrong below ``field``.
+    """
+
+    def __init__(self, filter: Filter | Condition, field: str = "filter") -> None:
+        self._test, self.conditions = (
+            _compile(filter, field, 0)
+            if isinstance(filter, Condition)
+            else _compile_filter(filter, field)
+        )
 
     def matches(self, keys: Keys, payloads: Sequence[bytes]) -> Mask:
         """Which points fulfil it, (n,)."""
@@ -441,13 +448,13 @@ def _range(range: Range, field: str) -> ValueTest:
         times: dict[str, Any] = {}
         for name, one in bounds.items():
             if one is not None:
-                times[name] = _time(one) if isinstance(one, str) else None
+                times[name] = parse_time(one) if isinstance(one, str) else None
                 if times[name] is None:
                     raise InvalidInput(f"{field}.{name}: expected a date and time, got {one!r:.80}")
         in_time = _between(msgspec.structs.replace(range, **times))
 
         def is_in_time(value: Any) -> bool:
-            time = _time(value) if isinstance(value, str) else None
+            time = parse_time(value) if isinstance(value, str) else None
             return time is not None and in_time(time)
 
         return is_in_time
@@ -457,11 +464,12 @@ def _range(range: Range, field: str) -> ValueTest:
 
 _FRACTION = re.compile(r"(\.\d{6})\d+")
 _FORM = re.compile(
-    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d:?\d\d))?"
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
 )
 
 
-def _time(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
+    """A date and time as Qdrant reads it, UTC unless it says otherwise; None for what is none."""
     text = text.lstrip()
     text = text.removesuffix(" UTC") + "Z" if text.endswith(" UTC") else text
     text = text[:-1] + "Z" if text.endswith("z") else text
