@@ -1,0 +1,1 @@
+"""What a query makes of scores: fusion of rankings, formulas, averages of examples."""
