@@ -23,7 +23,8 @@ from router.api.selectors import Selector
 from router.directory import PointNotFound
 from router.errors import OutOfRange
 from shard.errors import InvalidInput
-from shard.model import Keys, ShardConfig, decode_ids, encode_id, encode_ids
+from shard.model import Keys, RankParams, ShardConfig, decode_ids, encode_id, encode_ids
+from shard.ordering import OrderBy
 from shard.rpc.channel import MAX_MESSAGE_BYTES
 from shard.rpc.merge import take_points
 

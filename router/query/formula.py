@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -31,7 +31,7 @@ from shard.filter import (
     Struct,
     parse_time,
 )
-from shard.model import Keys, Rows, Scores, decode_id
+from shard.model import Keys, Mask, Rows, Scores, decode_id
 
 MAX_EXPRESSIONS = 1_024
 """Conditions inside of conditions are counted as well."""
@@ -103,6 +103,8 @@ class Formula:
 
     fields: set[str]
     """Names of the fields of payloads that it reads, at their top level; none: it reads none."""
+    vector_names: set[str]
+    """Of the vectors that its conditions ask points for."""
 
     def __init__(self, formula: Operand, defaults: dict[str, Any] | None, field: str) -> None:
         """``defaults`` are for what points lack, by variables as in the formula.
@@ -111,6 +113,7 @@ class Formula:
         ``defaults``.
         """
         self.fields = set()
+        self.vector_names = set()
         self._field = f"{field}.formula"
         self._count = 0
         self._scores: dict[int, float] = {}
@@ -119,17 +122,24 @@ class Formula:
             self._add_default(name, value, f"{field}.defaults[{name!r:.80}]")
         self._evaluate = self._compile(formula, self._field, 0)
 
-    def scores(self, rankings: Sequence[Ranking], keys: Keys, payloads: Sequence[bytes]) -> Scores:
+    def scores(
+        self,
+        rankings: Sequence[Ranking],
+        keys: Keys,
+        payloads: Sequence[bytes],
+        has: Mapping[str, Mask] | None = None,
+    ) -> Scores:
         """Scores (n,) float32 of the points of ``keys`` (n,), higher is nearer.
 
         ``rankings`` are those of the prefetches, in order. A point that is not in one has the
         formula's default as its score there, else 0. ``payloads`` are one JSON object a point, with
-        `fields` at least; ``b""`` for none.
+        `fields` at least; ``b""`` for none. ``has`` says which points have a vector of each of
+        `vector_names`.
 
         Raises InvalidInput, naming the point and the place in the formula, where there is no finite
         score, or a point has not what the formula reads and this has no default.
         """
-        points = _Points(rankings, keys, payloads if self.fields else [b""] * len(keys))
+        points = _Points(rankings, keys, payloads if self.fields else [b""] * len(keys), has or {})
         rows = np.arange(len(keys))
         with np.errstate(all="ignore"):
             found = self._evaluate(points, rows)
@@ -203,12 +213,14 @@ class Formula:
     def _condition(self, condition: Condition, field: str) -> _Evaluation:
         matcher = Matcher(condition, field)
         self._count_in(matcher.conditions - 1)
+        self.vector_names |= matcher.vector_names
         for path in _paths(msgspec.to_builtins(condition)):
             self.fields.add(str(json_path.parse(path, field)[0]))
 
         def holds(points: _Points, rows: Rows) -> Values:
             payloads = [points.payloads[row] for row in rows.tolist()]
-            return matcher.matches(points.keys[rows], payloads).astype(np.float64)
+            has = {name: points.has[name][rows] for name in matcher.vector_names}
+            return matcher.matches(points.keys[rows], payloads, has).astype(np.float64)
 
         return holds
 
@@ -218,17 +230,7 @@ class Formula:
             return self._read(name, field, _number, "a number")
         default = self._scores.get(index, 0.0)
 
-        def score(points: _Points, rows: Rows) -> Values:
-            scores = np.full(len(points.keys), default)
-            if index < len(points.rankings):
-                keys, found = points.rankings[index]
-                _, own, ranked = np.intersect1d(
-                    points.keys, keys, assume_unique=True, return_indices=True
-                )
-                scores[own] = found[ranked]
-            return scores[rows]
-
-        return score
+        return lambda points, rows: points.scores(index, default)[rows]
 
     def _geo_distance(self, given: GeoDistance, field: str) -> _Evaluation:
         places = self._read(given.to, f"{field}.to", _place, "a place with `lat` and `lon`")
@@ -277,14 +279,35 @@ class Formula:
 
 
 class _Points:
-    def __init__(self, rankings: Sequence[Ranking], keys: Keys, payloads: Sequence[bytes]) -> None:
-        self.rankings = rankings
+    def __init__(
+        self,
+        rankings: Sequence[Ranking],
+        keys: Keys,
+        payloads: Sequence[bytes],
+        has: Mapping[str, Mask],
+    ) -> None:
         self.keys = keys
+        self.has = has
         self.payloads = payloads
+        self._rankings = rankings
+        self._scores: dict[int, Values] = {}
 
     @cached_property
     def decoded(self) -> list[Any]:
         return [orjson.loads(payload) if payload else {} for payload in self.payloads]
+
+    def scores(self, number: int, default: float) -> Values:
+        """In the ranking of that number, (n,)."""
+        if number not in self._scores:
+            scores = np.full(len(self.keys), default)
+            if number < len(self._rankings):
+                keys, found = self._rankings[number]
+                _, own, ranked = np.intersect1d(
+                    self.keys, keys, assume_unique=True, return_indices=True
+                )
+                scores[own] = found[ranked]
+            self._scores[number] = scores
+        return self._scores[number]
 
 
 _Evaluation: TypeAlias = Callable[[_Points, Rows], Values]

@@ -33,6 +33,7 @@ from shard.model import (
     Frequencies,
     Hits,
     Keys,
+    Mask,
     Points,
     RankParams,
     Rows,
@@ -327,13 +328,21 @@ class Answering:
         assert formula is not None
         keys = np.unique(np.concatenate([keys for keys, _ in rankings]))
         payloads = [b""] * len(keys)
-        if formula.fields and len(keys):
+        has: dict[str, Mask] = {}
+        if (formula.fields or formula.vector_names) and len(keys):
+            names = tuple(formula.vector_names & set(self._config.names))
             points = await self._context.fanout.retrieve(
-                self._collection, keys, with_payload=True, timeout=self._timeout
+                self._collection,
+                keys,
+                with_payload=bool(formula.fields),
+                with_vectors=names,
+                timeout=self._timeout,
             )
-            assert points.payloads is not None
-            keys, payloads = points.keys, points.payloads
-        scores = formula.scores(rankings, keys, payloads)
+            keys, payloads = points.keys, points.payloads or [b""] * len(points.keys)
+            has = dict.fromkeys(formula.vector_names, np.zeros(len(keys), np.bool_))
+            has |= {name: column.has() for name, column in points.vectors.items()}
+        # Of many points it takes a while.
+        scores = await asyncio.to_thread(formula.scores, rankings, keys, payloads, has)
         order = np.argsort(-scores, kind="stable")
         return keys[order], scores[order]
 

@@ -23,14 +23,15 @@ _LIMIT = np.finfo(np.float32).max
 
 class Scoring(StrEnum):
     BEST_SCORE = "best_score"
-    """The best similarity to an example, against those whose best example is a negative one."""
+    """The similarity to the nearest example, made to lie between 0 and 1; negated where that is a
+    negative one."""
     SUM_SCORES = "sum_scores"
     """Similarities to positive examples, less those to negative ones."""
     DISCOVER = "discover"
-    """How many more pairs' positive example is nearer than those whose negative one is; among
-    equals by the similarity to the target."""
+    """In how many pairs more the positive example is nearer than the negative one; among equals
+    by the similarity to the target."""
     CONTEXT = "context"
-    """What is missing to be nearer to each pair's positive example: 0 where nothing is."""
+    """What is missing for each pair's positive example to be the nearer one: 0 where nothing is."""
 
 
 class Examples(msgspec.Struct, frozen=True):
