@@ -58,7 +58,7 @@ def by_id(hits: list[models.ScoredPoint]) -> Scores:
 
 def similarities(stored: list[list[float]], given: list[list[float]], distance: Distance) -> Scores:
     """(examples, points)."""
-    config = ShardConfig(dimension=DIMENSION, distance=distance)
+    config = VectorConfig(dimension=DIMENSION, distance=distance)
     rows, asked = (
         config.prepare(np.array(one, np.float32).reshape(-1, DIMENSION)) for one in (stored, given)
     )
@@ -183,9 +183,9 @@ def test_the_average_of_examples_finds_what_qdrant_finds(
 sparse = st.dictionaries(st.integers(0, 6), st.integers(-8, 8).map(float), max_size=4)
 
 
-def column(parts: list[Any]) -> VectorColumn:
+def column(parts: list[Any], *, multi: bool) -> VectorColumn:
     """Of sparse vectors, or of several a point."""
-    if all(isinstance(one, dict) for one in parts):
+    if not multi:
         rows = [
             sparse_vector({"indices": list(one), "values": list(one.values())}) for one in parts
         ]
@@ -205,7 +205,9 @@ def test_the_average_of_sparse_examples_is_that_of_qdrant(positive: Any, negativ
         for some in (positive, negative)
     ]
     expected = LocalCollection._recommend_average_sparse(*asked)
-    found = recommend.average(column(positive), column(negative), multi=False)
+    found = recommend.average(
+        column(positive, multi=False), column(negative, multi=False), multi=False
+    )
     indices, values = found.indices, found.values
     assert found.rows == 1 and indices is not None
     assert indices.dtype == np.uint32 and values.dtype == np.float32
@@ -219,5 +221,7 @@ several = st.lists(vectors, min_size=1, max_size=3)
 @given(st.lists(several, min_size=1, max_size=3), st.lists(several, max_size=2))
 def test_the_average_of_multivectors_is_that_of_qdrant(positive: Any, negative: Any) -> None:
     expected = LocalCollection._recommend_average_multi(positive, negative)
-    found = recommend.average(column(positive), column(negative), multi=True)
+    found = recommend.average(
+        column(positive, multi=True), column(negative, multi=True), multi=True
+    )
     assert found.rows == 1 and found.values.tolist() == expected
