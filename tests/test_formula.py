@@ -41,7 +41,9 @@ def evaluated(query: Any, *payloads: Any, ranked: tuple[dict[Any, float], ...] =
     """For points 0, 1, and so on."""
     stored = [orjson.dumps(payload) if payload else b"" for payload in payloads]
     keys = encode_ids(range(len(payloads)))
-    return compiled(query).scores([ranking(one) for one in ranked], keys, stored)
+    return compiled(query).scores(
+        [ranking(one) for one in ranked], keys, stored, {"": np.ones(len(keys), np.bool_)}
+    )
 
 
 numbers = st.integers(-3, 3).map(float) | st.sampled_from([0.5, -2.5, 1e-3])
@@ -185,9 +187,13 @@ def test_the_same_scores_as_in_qdrant(
         pass
     if expected is None or not np.isfinite(np.array(expected, np.float32)).all():
         with pytest.raises(InvalidInput, match=r"^query\."):
-            compiled(query).scores([ranking(one) for one in ranked], keys, stored)
+            compiled(query).scores(
+                [ranking(one) for one in ranked], keys, stored, {"": np.ones(len(keys), np.bool_)}
+            )
     else:
-        found = compiled(query).scores([ranking(one) for one in ranked], keys, stored)
+        found = compiled(query).scores(
+            [ranking(one) for one in ranked], keys, stored, {"": np.ones(len(keys), np.bool_)}
+        )
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -219,7 +219,7 @@ class Formula:
 
         def holds(points: _Points, rows: Rows) -> Values:
             payloads = [points.payloads[row] for row in rows.tolist()]
-            has = {name: points.has[name][rows] for name in matcher.vector_names}
+            has = {name: mask[rows] for name, mask in points.has.items()}
             return matcher.matches(points.keys[rows], payloads, has).astype(np.float64)
 
         return holds
