@@ -6,6 +6,7 @@ As `tests.test_differential`: what is asked of both must be answered alike, what
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from qdrant_client import QdrantClient, models
 
 from tests import filters
 from tests.shoal_in_process import ShoalInProcess
-from tests.test_differential import assert_same_records
 
 TOLERANCE = 3e-5
 DENSE = {"text": (3, models.Distance.COSINE), "image": (2, models.Distance.EUCLID)}
@@ -132,7 +132,7 @@ class QueryDifferential(RuleBasedStateMachine):
                     name: models.SparseVectorParams(modifier=modifier)
                     for name, modifier in SPARSE.items()
                 },
-                **({"shard_number": self.shards} if client is self.shoal else {}),
+                shard_number=self.shards,
             )
         self.upsert([models.PointStruct(id=0, vector={})])
 
@@ -169,7 +169,7 @@ class QueryDifferential(RuleBasedStateMachine):
     @rule(given=st.lists(ids, min_size=1, max_size=3))
     def delete(self, given: list[int]) -> None:
         for client in self.both:
-            client.delete(self.name, models.PointIdsList(points=given), wait=True)
+            client.delete(self.name, models.PointIdsList(points=[*given]), wait=True)
 
     @rule(
         given=st.dictionaries(
@@ -207,7 +207,7 @@ class QueryDifferential(RuleBasedStateMachine):
             models.SetPayloadOperation(
                 set_payload=models.SetPayload(payload=payload, points=[first[0].id])
             ),
-            models.DeleteOperation(delete=models.PointIdsList(points=gone)),
+            models.DeleteOperation(delete=models.PointIdsList(points=[*gone])),
         ]
         self.ask_both("batch_update_points", operations, wait=True)
 
@@ -218,7 +218,9 @@ class QueryDifferential(RuleBasedStateMachine):
         for our, their in zip(ours, theirs, strict=True):
             assert_same_vectors(our.vector, their.vector)
 
-    @rule(name=st.sampled_from(NAMES), wanted=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3))
+    @rule(
+        name=st.sampled_from(NAMES), wanted=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
+    )
     def has_vector(self, name: str, wanted: list[str]) -> None:
         condition = models.Filter(must=[models.HasVectorCondition(has_vector=name)])
         (ours, _), (theirs, _) = self.ask_both(
@@ -248,6 +250,185 @@ class QueryDifferential(RuleBasedStateMachine):
         )
         if not isinstance(ours, Exception):
             assert_same_ranking(ours.points, theirs.points)
+
+    @rule(
+        prefetch=st.lists(prefetches(), min_size=1, max_size=3),
+        fusion=st.sampled_from(["rrf", "dbsf", "k"]),
+        weights=st.none() | st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=3, max_size=3),
+        k=st.none() | st.integers(1, 60),
+        condition=conditions,
+        limit=limits,
+        offset=st.integers(0, 3),
+        nested=st.booleans(),
+    )
+    def fuse(
+        self,
+        prefetch: list[models.Prefetch],
+        fusion: str,
+        weights: Any,
+        k: int | None,
+        condition: Any,
+        limit: int,
+        offset: int,
+        nested: bool,
+    ) -> None:
+        prefetch = [one for one in prefetch if not self.has_ties(one, condition)]
+        if not prefetch:
+            return
+        query: Any
+        if fusion != "k":
+            query = models.FusionQuery(fusion=models.Fusion(fusion))
+        else:
+            given = weights and weights[: len(prefetch)]
+            query = models.RrfQuery(rrf=models.Rrf(k=k, weights=given))
+        if nested:
+            prefetch = [models.Prefetch(query=query, prefetch=prefetch, limit=100)]
+            query = models.FusionQuery(fusion=models.Fusion.RRF)
+        ours, theirs = self.ask_both(
+            "query_points",
+            query,
+            prefetch=prefetch,
+            query_filter=condition,
+            limit=limit,
+            offset=offset,
+        )
+        if not isinstance(ours, Exception) and not nested:
+            assert_same_ranking(ours.points, theirs.points)
+
+    def has_ties(self, prefetch: models.Prefetch, condition: Any) -> bool:
+        """Whether ranks depend on which of equals comes first, or on who is left out."""
+        try:
+            hits = self.oracle.query_points(
+                self.name,
+                prefetch.query,
+                using=prefetch.using,
+                query_filter=_both(condition, prefetch.filter),
+                limit=100,
+            ).points
+        except Exception:
+            return False
+        scores = sorted(hit.score for hit in hits)
+        close = any(high - low < 100 * TOLERANCE for low, high in pairwise(scores))
+        return close or len(hits) > (prefetch.limit or 10)
+
+    @rule(
+        prefetch=prefetches(),
+        condition=conditions,
+        limit=limits,
+        weight=st.sampled_from([0.5, -1.0, 2.0]),
+    )
+    def rescore_by_formula(self, prefetch: Any, condition: Any, limit: int, weight: float) -> None:
+        formula = models.FormulaQuery(
+            formula=models.SumExpression(
+                sum=[
+                    models.MultExpression(mult=[weight, "$score"]),
+                    models.MultExpression(mult=[0.25, "n"]),
+                    models.FieldCondition(key="b", match=models.MatchValue(value=True)),
+                    models.HasVectorCondition(has_vector="text"),
+                ]
+            ),
+            defaults={"n": 0.5},
+        )
+        if self.has_ties(prefetch, condition):
+            return
+        ours, theirs = self.ask_both(
+            "query_points", formula, prefetch=prefetch, query_filter=condition, limit=limit
+        )
+        if not isinstance(ours, Exception):
+            assert_same_ranking(ours.points, theirs.points)
+
+    @rule(
+        key=st.sampled_from(["n", "a", "o.a", "missing", "b"]),
+        direction=st.sampled_from([None, *models.Direction]),
+        start=st.none() | st.sampled_from([0, 1.5, "2024-01-01T00:00:00Z"]),
+        condition=conditions,
+        limit=limits,
+    )
+    def in_order(self, key: str, direction: Any, start: Any, condition: Any, limit: int) -> None:
+        order = models.OrderBy(key=key, direction=direction, start_from=start)
+        ours, theirs = self.ask_both("scroll", scroll_filter=condition, order_by=order, limit=limit)
+        assert isinstance(ours, Exception) == isinstance(theirs, Exception)
+        if not isinstance(ours, Exception):
+            assert [(one.id, one.order_value) for one in ours[0]] == [
+                (one.id, one.order_value) for one in theirs[0]
+            ]
+        ours, theirs = self.ask_both(
+            "query_points",
+            models.OrderByQuery(order_by=order),
+            query_filter=condition,
+            limit=limit,
+        )
+        if not isinstance(ours, Exception):
+            assert [(one.id, one.order_value, one.score) for one in ours.points] == [
+                (one.id, one.order_value, one.score) for one in theirs.points
+            ]
+
+    @rule(condition=conditions, limit=limits)
+    def sample(self, condition: Any, limit: int) -> None:
+        query = models.SampleQuery(sample=models.Sample.RANDOM)
+        ours, theirs = self.ask_both("query_points", query, query_filter=condition, limit=limit)
+        assert len(ours.points) == len(theirs.points)
+        (everything, _) = self.oracle.scroll(self.name, condition, limit=100)
+        found = [one.id for one in ours.points]
+        assert len(set(found)) == len(found)
+        assert set(found) <= {one.id for one in everything}
+
+    @rule(
+        key=st.sampled_from(["a", "b", "n", "o.a", "o[].b", "missing"]),
+        condition=conditions,
+        limit=st.integers(1, 5),
+    )
+    def facet(self, key: str, condition: Any, limit: int) -> None:
+        ours, theirs = self.ask_both("facet", key, facet_filter=condition, limit=limit, exact=True)
+        assert [(type(one.value), one.value, one.count) for one in ours.hits] == [
+            (type(one.value), one.value, one.count) for one in theirs.hits
+        ]
+
+    @rule(
+        asked=leaves(),
+        key=st.sampled_from(["a", "b", "n", "o.a"]),
+        condition=conditions,
+        limit=st.integers(1, 4),
+        size=st.integers(1, 3),
+    )
+    def group(self, asked: dict[str, Any], key: str, condition: Any, limit: int, size: int) -> None:
+        everything = models.Prefetch(**asked, filter=condition, limit=100)
+        if self.has_ties(everything, None):
+            return
+        ours, theirs = self.ask_both(
+            "query_points_groups",
+            key,
+            **asked,
+            query_filter=condition,
+            limit=limit,
+            group_size=size,
+        )
+        if not isinstance(ours, Exception):
+            assert [(one.id, [hit.id for hit in one.hits]) for one in ours.groups] == [
+                (one.id, [hit.id for hit in one.hits]) for one in theirs.groups
+            ]
+
+    @rule(using=st.sampled_from(NAMES), condition=conditions, limit=st.integers(1, 4))
+    def matrix(self, using: str, condition: Any, limit: int) -> None:
+        ours, theirs = self.ask_both(
+            "search_matrix_pairs", condition, using=using, limit=limit, sample=100
+        )
+        if isinstance(ours, Exception):
+            return
+        mine, others = (
+            sorted((pair.a, round(pair.score, 3)) for pair in found.pairs)
+            for found in (ours, theirs)
+        )
+        assert [one for one, _ in mine] == [one for one, _ in others]
+        assert [score for _, score in mine] == pytest.approx(
+            [score for _, score in others], rel=1e-3, abs=2e-3
+        )
+
+
+def _both(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    return models.Filter(must=[one, other])
 
 
 def assert_same_vectors(ours: Any, theirs: Any) -> None:

@@ -13,6 +13,7 @@ from cluster.catalog import Collection
 from router.api import wire
 from router.api.exchange import Context, Timeout, answer, read_body
 from router.api.points import Consistency, check_vector_bytes
+from router.query.idf import weighted
 from shard import facets, json_path
 from shard.errors import InvalidInput
 from shard.filter import Condition, Filter
@@ -94,9 +95,14 @@ async def _search(request: Request, name: str, timeout: int | None) -> _Matrix:
         order = np.argsort(points.keys)
         keys = points.keys[order]
         params = SearchParams(limit=limit + 1, using=using, among=keys.tobytes())
-        hits = await context.fanout.search(
-            collection, points.vectors[using].take(order), params, timeout=seconds
+        queries = await weighted(
+            context.fanout,
+            collection,
+            using,
+            points.vectors[using].take(order),
+            timeout=seconds,
         )
+        hits = await context.fanout.search(collection, queries, params, timeout=seconds)
         return _offsets(keys, hits, limit)
 
     return await context.directory.act(name, act)

@@ -24,13 +24,13 @@ from router.directory import PointNotFound
 from router.query import mmr
 from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
+from router.query.idf import weighted
 from router.query.recommend import average
 from shard.errors import InvalidInput
 from shard.filter import Filter
 from shard.index.examples import Examples, Scoring
 from shard.model import (
     KEY_DTYPE,
-    Frequencies,
     Hits,
     Keys,
     Mask,
@@ -476,26 +476,18 @@ class Answering:
         return found if len(found.scores) <= limit else found.take(np.arange(limit))
 
     async def _weighted(self, node: Node, vectors: VectorColumn) -> VectorColumn:
-        """Sparse ones with each component weighted by how rare it is in the whole collection, where
-        the collection wants that.
-
-        The weight is BM25's, as Robertson and Zaragoza, "The Probabilistic Relevance Framework"
-        (2009) have it, kept above zero.
-        """
-        sparse = self._config.sparse.get(node.using)
-        if sparse is None or not sparse.idf or vectors.indices is None:
-            return vectors
-        indices, place = np.unique(vectors.indices, return_inverse=True)
         corpus = node.asked.idf
         filter = b""
         if isinstance(corpus, wire.IdfCorpus):
             filter = corpus.corpus.check(f"{node.field}params.idf.corpus")
-        counted: Frequencies = await self._context.fanout.frequencies(
-            self._collection, node.using, indices, filter, timeout=self._timeout
+        return await weighted(
+            self._context.fanout,
+            self._collection,
+            node.using,
+            vectors,
+            filter=filter,
+            timeout=self._timeout,
         )
-        weights = np.log((counted.points - counted.counts + 0.5) / (counted.counts + 0.5) + 1)
-        values = vectors.values * weights[place]
-        return msgspec.structs.replace(vectors, values=values.astype(np.float32))
 
 
 def _both(one: Filter | None, other: Filter | None) -> Filter | None:
