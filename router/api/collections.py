@@ -85,6 +85,13 @@ class _Changes:
             settings[kind] = old | {
                 name: _merge(old.get(name, {}), one) for name, one in given.items()
             }
+        changed = {
+            name: SparseConfig(idf=one["modifier"] == "idf")
+            for name, one in self.sparse_settings.items()
+            if "modifier" in one
+        }
+        if changed:
+            config = msgspec.structs.replace(config, sparse=config.sparse | changed)
         if self.recall_target is not None:
             config = msgspec.structs.replace(config, recall_target=self.recall_target)
         if self.indexing_threshold is not None:
