@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard import facets
+from shard.errors import InvalidInput
 from shard.index.columns import ColumnIndex, SparseColumn
 from shard.index.examples import Examples
 from shard.model import (
@@ -348,6 +349,8 @@ class View:
         return Points(self._keys(located) if keys is None else keys, payloads, vectors)
 
     def _vectors(self, name: str, located: _Located) -> VectorColumn:
+        if name not in self.config.names:
+            raise InvalidInput(f"Not existing vector name error: {name}")
         groups = located.by_layer(self.layers)
         if not groups:
             return self.config.empty(name)

@@ -959,7 +959,7 @@ def convert(value: Any, type: type[T], field: str) -> T:
         raise explained.__class__(where + text.removeprefix("body: ")) from None
 
 
-_documented: list[Any] = []
+_documented: list[Any] = [VectorParams]
 
 
 def _schema(type: Any) -> dict[str, Any]:
