@@ -98,6 +98,13 @@ def serve_command(
 @click.option("--id-column", help="Column of ids.  [default: id]")
 @click.option("--vector-column", help="Column of vectors.  [default: found by its name]")
 @click.option(
+    "--named-vectors",
+    "named",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Column of the vectors of that name.  [default: `vector.NAME` or `NAME`]",
+)
+@click.option(
     "--payload-column",
     "payload_columns",
     multiple=True,
@@ -114,6 +121,7 @@ def ingest_command(
     url: str,
     id_column: str | None,
     vector_column: str | None,
+    named: tuple[str, ...],
     payload_columns: tuple[str, ...],
     json_column: str | None,
     max_bad_rows: int,
@@ -124,11 +132,15 @@ def ingest_command(
     """Load the files at SOURCE, s3://BUCKET/PREFIX or a path, into a collection."""
     if json_column and payload_columns:
         raise click.UsageError("--json-column and --payload-column exclude each other")
+    pairs = [one.partition("=") for one in named]
+    if not all(equals for _, equals, _ in pairs):
+        raise click.UsageError("--named-vectors: expected NAME=COLUMN")
     body = {
         "source": source,
         "columns": {
             "id": id_column,
             "vector": vector_column,
+            "vectors": {name: column for name, _, column in pairs},
             "payload": json_column or (list(payload_columns) or None),
         },
         "max_bad_rows": max_bad_rows,
