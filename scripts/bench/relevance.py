@@ -32,6 +32,7 @@ K = 10
 CANDIDATES = 100
 BATCH = 256
 NAME = "relevance"
+_TITLE = 40
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,15 @@ class TestCollection:
                     judged[row["query-id"]].add(number_of[row["corpus-id"]])
         asked = [row for row in _lines(directory / "queries.jsonl") if judged[row["_id"]]]
         return TestCollection(
-            [f"{row.get('title', '')} {row['text']}".strip() for row in corpus],
+            [_document(row.get("title", ""), row["text"]) for row in corpus],
             [row["text"] for row in asked],
             [judged[row["_id"]] for row in asked],
         )
+
+
+def _document(title: str, text: str) -> str:
+    """Title and text, unless that begins with the title already."""
+    return text if text.startswith(title[:_TITLE]) else f"{title} {text}"
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
