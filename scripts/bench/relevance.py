@@ -32,7 +32,7 @@ K = 10
 CANDIDATES = 100
 BATCH = 256
 NAME = "relevance"
-_TITLE = 40
+_TITLE = 20
 
 
 @dataclass(frozen=True)
