@@ -14,54 +14,56 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 from router.grpc.protocol import short_name
 
+ONLY: Mapping[str, str] = {
+    "ContextInput": "pairs",
+    "DenseVector": "data",
+    "MultiDenseVector": "vectors",
+    "NamedVectors": "vectors",
+    "PayloadExcludeSelector": "fields",
+    "PayloadIncludeSelector": "fields",
+    "PointsIdsList": "ids",
+    "RepeatedIntegers": "integers",
+    "RepeatedStrings": "strings",
+    "SparseIndices": "data",
+    "SparseVectorConfig": "map",
+    "StrictModeMultivectorConfig": "multivector_config",
+    "StrictModeSparseConfig": "sparse_config",
+    "VectorParamsDiffMap": "map",
+    "VectorParamsMap": "map",
+    "VectorsSelector": "names",
+    "WriteOrdering": "type",
+}
+"""Messages of requests that JSON has as the value of their only field."""
+
 WHOLE: Mapping[str, frozenset[str]] = {
     message: frozenset(fields.split())
     for message, fields in {
         "BinaryQuantizationQueryEncoding": "setting",
         "Condition": "field filter has_id has_vector",
-        "ContextInput": "pairs",
-        "CreateShardKeyRequest": "request",
-        "DeleteShardKeyRequest": "request",
-        "DenseVector": "data",
         "Expression": "constant variable condition mult sum max min",
         "MaxOptimizationThreads": "value setting",
-        "MultiDenseVector": "vectors",
-        "NamedVectors": "vectors",
-        "PayloadExcludeSelector": "fields",
-        "PayloadIncludeSelector": "fields",
         "PayloadIndexParams": "keyword_index_params integer_index_params float_index_params "
         "geo_index_params text_index_params bool_index_params datetime_index_params "
         "uuid_index_params",
         "PointId": "num uuid",
-        "PointsIdsList": "ids",
         "QuantizationConfigDiff": "disabled",
         "Query": "formula nearest_with_mmr",
         "ReadConsistency": "type factor",
-        "RepeatedIntegers": "integers",
-        "RepeatedStrings": "strings",
         "ShardKey": "keyword number",
-        "SparseIndices": "data",
-        "SparseVectorConfig": "map",
         "StartFrom": "float integer timestamp datetime",
         "StemmingAlgorithm": "snowball disabled",
-        "StrictModeMultivectorConfig": "multivector_config",
-        "StrictModeSparseConfig": "sparse_config",
         "TargetVector": "single",
-        "Vector": "dense sparse multi_dense document image object",
         "VectorExample": "id vector",
         "VectorInput": "id dense sparse multi_dense document image object",
-        "VectorParamsDiffMap": "map",
-        "VectorParamsMap": "map",
         "Vectors": "vector vectors",
         "VectorsConfig": "params params_map",
         "VectorsConfigDiff": "params_map",
-        "VectorsSelector": "names",
         "WithPayloadSelector": "enable include",
         "WithVectorsSelector": "enable include",
-        "WriteOrdering": "type",
     }.items()
 }
-"""Fields of requests whose value is the whole message in JSON: the id 7, and not ``{"num": 7}``."""
+"""Of messages of requests that are one of their fields, those that JSON has as they are: the id 7,
+and not ``{"num": 7}``."""
 
 _ELSEWHERE = {"collection_name", "wait", "ordering", "timeout", "read_consistency"}
 """Fields that are in the path or among the query parameters, and not in the body."""
@@ -136,10 +138,13 @@ def key(message: Descriptor, field: FieldDescriptor) -> str | None:
     return None if field.name in _ELSEWHERE else _KEYS.get(field.name, field.name)
 
 
-def is_merged(field: FieldDescriptor) -> bool:
+def is_merged(message: Descriptor, field: FieldDescriptor) -> bool:
     """Whether the fields of what a field holds are those of its message in JSON."""
-    selects = field.message_type is not None and field.message_type.name == "PointsSelector"
-    return selects and field.name in ("points", "points_selector")
+    if field.message_type is None:
+        return False
+    if field.message_type.name == "PointsSelector":
+        return field.name in ("points", "points_selector")
+    return message.name in ("CreateShardKeyRequest", "DeleteShardKeyRequest")
 
 
 def values(enum: EnumDescriptor) -> dict[int, str | None]:

@@ -32,38 +32,31 @@ def to_rest(message: Message) -> Any:
     return _converter(cast(Descriptor, message.DESCRIPTOR))(message)
 
 
-class _Converter:
-    """Converts messages of one type."""
+class _Object:
+    """Converts messages of one type to JSON objects."""
 
     def __init__(self) -> None:
-        self._fields: dict[int, tuple[str | None, Convert]] = {}
-        """Key, None for the whole, and converter of fields by number."""
+        self._fields: dict[int, tuple[str, Convert]] = {}
+        """Key and converter of fields by number."""
         self._merged: int | None = None
         self._always: dict[str, Any] = {}
         """What fields are that protobuf does not send when they have their default."""
 
     def learn(self, message: Descriptor) -> None:
-        name = short_name(message)
-        whole = names.WHOLE.get(name, ())
+        self._finish = _FINISH.get(short_name(message))
         for field in message.fields:
             key = names.key(message, field)
+            if key is None:
+                continue
             convert = _field_converter(field)
-            if field.name in whole:
-                self._fields[field.number] = None, convert
-            elif key is not None:
-                self._fields[field.number] = key, convert
-                if names.is_merged(field):
-                    self._merged = field.number
-                elif field.is_repeated:
-                    if field.name not in names.OMITTED_WHEN_EMPTY:
-                        self._always[key] = {} if _is_map(field) else []
-                elif (
-                    not field.has_presence and (default := convert(field.default_value)) is not None
-                ):
-                    self._always[key] = default
-        self._finish = _FINISH.get(name)
-        if self._finish is None and whole:
-            self._finish = _nothing(message, whole)
+            self._fields[field.number] = key, convert
+            if names.is_merged(message, field):
+                self._merged = field.number
+            elif field.is_repeated:
+                if field.name not in names.OMITTED_WHEN_EMPTY:
+                    self._always[key] = {} if _is_map(field) else []
+            elif not field.has_presence and (default := convert(field.default_value)) is not None:
+                self._always[key] = default
 
     def __call__(self, message: Message) -> Any:
         body = self._always.copy()
@@ -73,13 +66,40 @@ class _Converter:
                 continue
             key, convert = known
             converted = convert(value)
-            if key is None:
-                return converted
             if field.number == self._merged:
                 body |= converted
             elif converted is not None:
                 body[key] = converted
         return body if self._finish is None else self._finish(body)
+
+
+class _Choice:
+    """Converts messages of one type that are one of their fields."""
+
+    def learn(self, message: Descriptor) -> None:
+        self._name = message.name
+        self._oneof = message.oneofs[0].name
+        whole = names.WHOLE.get(short_name(message), frozenset())
+        self._fields = {
+            field.name: (
+                None if field.name in whole else names.key(message, field),
+                _field_converter(field),
+            )
+            for field in message.fields
+        }
+
+    def __call__(self, message: Message) -> Any:
+        chosen = message.WhichOneof(self._oneof)
+        if chosen is None:
+            raise InvalidInput(f"{self._name}: expected one of {', '.join(self._fields)}")
+        key, convert = self._fields[chosen]
+        converted = convert(getattr(message, chosen))
+        return converted if key is None else {key: converted}
+
+
+def _only(field: FieldDescriptor) -> Convert:
+    name, convert = field.name, _field_converter(field)
+    return lambda message: convert(getattr(message, name))
 
 
 _converters: dict[str, Convert] = {}
@@ -89,10 +109,20 @@ def _converter(message: Descriptor) -> Convert:
     name = short_name(message)
     found = _converters.get(name)
     if found is None:
-        # Known before it is learnt: messages hold messages of their own type.
-        found = _converters[name] = converter = _Converter()
-        converter.learn(message)
+        if name in names.ONLY:
+            found = _converters[name] = _only(message.fields_by_name[names.ONLY[name]])
+        else:
+            converter = _Choice() if _is_choice(message) else _Object()
+            # Known before it is learnt: messages hold messages of their own type.
+            found = _converters[name] = converter
+            converter.learn(message)
     return found
+
+
+def _is_choice(message: Descriptor) -> bool:
+    # That of a field that may be missing begins with an underscore.
+    real = [oneof for oneof in message.oneofs if not oneof.name.startswith("_")]
+    return len(real) == 1 and len(real[0].fields) == len(message.fields)
 
 
 def _field_converter(field: FieldDescriptor) -> Convert:
@@ -132,21 +162,6 @@ def _enum_converter(field: str, enum: EnumDescriptor) -> Convert:
             raise InvalidInput(f"{field}: expected a value of {enum.name}, got {number}") from None
 
     return convert
-
-
-def _nothing(message: Descriptor, whole: frozenset[str]) -> Convert:
-    """What a message is with nothing set that stands for the whole of it."""
-    fields = [field for field in message.fields if field.name in whole]
-    if fields[0].is_repeated:
-        return lambda body: {} if _is_map(fields[0]) else []
-    expected = [field.name for field in message.fields if names.key(message, field) is not None]
-
-    def finish(body: dict[str, Any]) -> Any:
-        if body:
-            return body
-        raise InvalidInput(f"{message.name}: expected one of {', '.join(expected)}")
-
-    return finish
 
 
 # Messages whose JSON is made otherwise.
@@ -200,9 +215,12 @@ def _text_query(body: dict[str, Any]) -> Any:
     return {"query": body["query"], "scoring": {"bm25": body["bm25"]}}
 
 
-def _deprecated_vector(body: dict[str, Any]) -> Any:
-    """A vector as clients sent it before there were fields for every kind of it."""
-    data = body["data"]
+def _vector(body: dict[str, Any]) -> Any:
+    data = body.pop("data")
+    for kind in ("dense", "sparse", "multi_dense", "document", "image", "object"):
+        if kind in body:
+            return body[kind]
+    # As clients sent it before there were fields for every kind.
     if "indices" in body:
         return {"indices": body["indices"], "values": data}
     if (count := body.get("vectors_count")) is None:
@@ -246,7 +264,7 @@ _FINISH: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ShardKeySelector": _shard_keys,
     "SnowballParams": lambda body: {"type": "snowball", **body},
     "TextQuery": _text_query,
-    "Vector": _deprecated_vector,
+    "Vector": _vector,
     # Searches of their own kind, which REST has as kinds of query.
     "SearchPoints": _nearest,
     "SearchPointGroups": _nearest,
