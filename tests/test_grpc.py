@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Thread
 from time import sleep
 from typing import Any
@@ -205,6 +204,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
         },
     ),
     ("upsert", ("c", [POINT]), {"wait": False, "ordering": STRONG, "timeout": 5}, UPDATED),
+    ("upsert", ("c", [POINT]), {"ordering": models.WriteOrdering.WEAK}, UPDATED),
     ("upsert", ("c", [POINT]), {"update_filter": FILTER, "shard_key_selector": "k"}, UPDATED),
     ("delete", ("c", [1, 2]), {"shard_key_selector": [1, "k"]}, UPDATED),
     ("delete", ("c", FILTER), {}, UPDATED),
@@ -580,7 +580,7 @@ async def test_asynchronous_clients(shoal: ShoalInProcess) -> None:
     await client.close()
 
 
-def test_probes_are_told_what_is_set(tmp_path: Path) -> None:
+def test_probes_are_told_what_is_set() -> None:
     async def check() -> None:
         with reserved_port(HOST, 0) as port:
             async with (
@@ -596,6 +596,31 @@ def test_probes_are_told_what_is_set(tmp_path: Path) -> None:
                     assert (
                         health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == status
                     )
+
+    asyncio.run(check())
+
+
+def test_calls_under_way_end_before_the_server_does() -> None:
+    came, leave = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
+        came.set()
+        await leave.wait()
+        await Scribe(result={"exists": True})(scope, receive, send)
+
+    async def check() -> None:
+        with reserved_port(HOST, 0) as port:
+            client = AsyncQdrantClient(
+                host=HOST, grpc_port=port, prefer_grpc=True, check_compatibility=False
+            )
+            async with serving(answer_late, HOST, port, drain_seconds=30):
+                call = asyncio.create_task(client.collection_exists("c"))
+                await came.wait()
+                asyncio.get_running_loop().call_later(0.2, leave.set)
+            assert await call
+            with pytest.raises(grpc.RpcError):
+                await client.collection_exists("c")
+            await client.close()
 
     asyncio.run(check())
 
