@@ -32,6 +32,7 @@ from shard.errors import (
     ShoalError,
     Unavailable,
 )
+from shard.model import UNNAMED, Distance, ShardConfig
 from tests.shoal_in_process import ShoalInProcess
 
 DIMENSION = 4
@@ -759,12 +760,15 @@ def test_what_is_no_id(spelling: int | str) -> None:
 
 
 def test_vectors_keep_their_float32_values() -> None:
+    def config(dimension: int) -> ShardConfig:
+        return ShardConfig.unnamed(dimension, Distance.EUCLID)
+
     expected = np.random.default_rng(1).standard_normal((50, 7)).astype(np.float32)
-    parsed = parse_vectors(expected.tolist(), 7)
+    parsed = parse_vectors(expected.tolist(), config(7))[UNNAMED].values
     assert parsed.dtype == np.float32
     np.testing.assert_array_equal(parsed, expected)
     np.testing.assert_array_equal(
-        parse_vectors([[3.4028234e38, -3.4028234e38, 1e-46]], 3),
+        parse_vectors([[3.4028234e38, -3.4028234e38, 1e-46]], config(3))[UNNAMED].values,
         np.array([[3.4028234e38, -3.4028234e38, 0]], np.float32),
     )
 

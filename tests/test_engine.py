@@ -25,6 +25,7 @@ from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.manifest import Manifests
 from shard.model import (
+    UNNAMED,
     Calibration,
     Delete,
     Distance,
@@ -32,10 +33,12 @@ from shard.model import (
     SearchParams,
     ShardConfig,
     Upsert,
+    VectorColumn,
     Vectors,
     decode_ids,
     encode_id,
     encode_ids,
+    unnamed,
 )
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
@@ -43,7 +46,7 @@ from tests.faulty_store import Crash, FaultyStore
 
 PREFIX = "collections/c/shard-0000"
 DIMENSION = 5
-CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=0)
+CONFIG = ShardConfig.unnamed(DIMENSION, Distance.EUCLID, flat_threshold=0)
 Model = dict[int, tuple[tuple[float, ...], bytes]]
 
 
@@ -78,19 +81,20 @@ def opened(
 
 def upsert(ids: Sequence[int], seed: int = 0, dimension: int = DIMENSION) -> Upsert:
     vectors = np.random.default_rng(seed).normal(size=(len(ids), dimension)).astype(np.float32)
-    return Upsert(encode_ids(ids), vectors, [b'{"seed":%d}' % seed] * len(ids))
+    return Upsert(encode_ids(ids), unnamed(vectors), [b'{"seed":%d}' % seed] * len(ids))
 
 
 def contents(engine: ShardEngine) -> Model:
     found: Model = {}
     start = b""
     while True:
-        points = engine.scroll(start, 7, with_payload=True, with_vector=True)
+        points = engine.scroll(start, 7, with_payload=True, with_vectors=[UNNAMED])
         if not len(points.keys):
             return found
-        assert points.payloads is not None and points.vectors is not None
+        assert points.payloads is not None
+        vectors = points.vectors[UNNAMED].values
         for point_id, payload, vector in zip(
-            decode_ids(points.keys), points.payloads, points.vectors.tolist(), strict=True
+            decode_ids(points.keys), points.payloads, vectors.tolist(), strict=True
         ):
             assert isinstance(point_id, int) and point_id not in found
             found[point_id] = (tuple(vector), payload)
@@ -105,8 +109,9 @@ def apply(model: Model, operations: Sequence[Operation]) -> Model:
             for point_id in ids:
                 changed.pop(point_id, None)
         else:
+            vectors = operation.vectors[UNNAMED].values
             for point_id, vector, payload in zip(
-                ids, operation.vectors.tolist(), operation.payloads, strict=True
+                ids, vectors.tolist(), operation.payloads, strict=True
             ):
                 changed[point_id] = (tuple(vector), payload)
     return changed
@@ -132,18 +137,18 @@ def test_what_is_written_is_read(opened: Callable[..., ShardEngine]) -> None:
     model = apply({}, [upsert([3, 1, 2], 1), upsert([2, 7], 2), Delete(encode_ids([1]))])
     assert contents(engine) == model
     assert engine.count() == 3
-    found = engine.retrieve(encode_ids([7, 1, 3]), with_payload=True, with_vector=False)
+    found = engine.retrieve(encode_ids([7, 1, 3]), with_payload=True)
     assert decode_ids(found.keys) == [7, 3]
     assert found.payloads == [b'{"seed":2}', b'{"seed":1}']
 
-    query = upsert([0], 3).vectors
+    query = upsert([0], 3).vectors[UNNAMED]
     hits = engine.search(query, SearchParams(limit=2))
-    np.testing.assert_allclose(hits.scores, nearest(model, query, 2), rtol=1e-5)
+    np.testing.assert_allclose(hits.scores, nearest(model, query.values, 2), rtol=1e-5)
     assert hits.lengths.tolist() == [2]
 
 
 def test_a_write_of_the_wrong_shape_is_refused(opened: Callable[..., ShardEngine]) -> None:
-    with pytest.raises(InvalidInput, match="expected shape"):
+    with pytest.raises(InvalidInput, match=r"vectors '': expected 5, got \(6,\)"):
         opened().write([upsert([1], dimension=DIMENSION + 1)])
 
 
@@ -296,7 +301,7 @@ def test_only_what_the_manifest_names_is_kept(
 def test_a_large_segment_gets_an_index_that_reaches_the_target(
     opened: Callable[..., ShardEngine],
 ) -> None:
-    config = ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000)
+    config = ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=2_000)
     engine = opened(config)
     chance = np.random.default_rng(5)
     centers = chance.normal(size=(40, 16)) * 3
@@ -305,19 +310,21 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
     )
     for start in range(0, 4_000, 500):
         ids = range(start, start + 500)
-        engine.write([Upsert(encode_ids(ids), vectors[start : start + 500], [b"{}"] * 500)])
+        engine.write(
+            [Upsert(encode_ids(ids), unnamed(vectors[start : start + 500]), [b"{}"] * 500)]
+        )
     engine.write([Delete(encode_ids(range(300)))]).result()
     engine.snapshot()
     wait_until(lambda: not engine.info().building)
     info = engine.info()
     assert info.points == info.indexed == 3_700
     (segment,) = info.segments
-    assert segment.index.startswith("IVF")
-    assert segment.calibration is not None
-    assert segment.calibration.recall >= segment.calibration.target == 0.95
+    assert segment.indexes[UNNAMED].startswith("IVF")
+    calibration = segment.calibrations[UNNAMED]
+    assert calibration.recall >= calibration.target == 0.95
 
     noise = chance.normal(size=(100, 16)).astype(np.float32) * np.float32(0.3)
-    queries = vectors[chance.integers(4_000, size=100)] + noise
+    queries = VectorColumn(vectors[chance.integers(4_000, size=100)] + noise)
     exact = engine.search(queries, SearchParams(limit=10, exact=True)).points.keys
     approximate = engine.search(queries, SearchParams(limit=10)).points.keys
     hits = sum(
@@ -328,12 +335,15 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
 
     engine.write([Delete(encode_ids(range(300, 350)))]).result()
     engine.reconfigure(
-        ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000, recall_target=0.6)
+        ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=2_000, recall_target=0.6)
     )
 
     def targets() -> list[float]:
-        calibrations = [segment.calibration for segment in engine.info().segments]
-        return [one.target for one in calibrations if one is not None]
+        return [
+            one.target
+            for segment in engine.info().segments
+            for one in segment.calibrations.values()
+        ]
 
     wait_until(lambda: targets() == [0.6])
     assert engine.count() == 3_650
@@ -350,13 +360,13 @@ def test_writes_are_seen_while_an_index_is_built(
     building: Future[None] = Future()
     merge = builder.merge
 
-    def held_up(*arguments: Any, **options: Any) -> Calibration | None:
+    def held_up(*arguments: Any, **options: Any) -> dict[str, Calibration]:
         building.set_result(None)
         release.result()
         return merge(*arguments, **options)
 
     monkeypatch.setattr(builder, "merge", held_up)
-    config = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=1_000)
+    config = ShardConfig.unnamed(DIMENSION, Distance.EUCLID, flat_threshold=1_000)
     engine = opened(config)
     engine.write([upsert(range(1_500), 1)]).result()
     engine.snapshot()
@@ -462,9 +472,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @initialize(flat_threshold=st.sampled_from([0, 40]), distance=st.sampled_from(list(Distance)))
     def configure(self, flat_threshold: int, distance: Distance) -> None:
-        self.config = ShardConfig(
-            dimension=DIMENSION, distance=distance, flat_threshold=flat_threshold
-        )
+        self.config = ShardConfig.unnamed(DIMENSION, distance, flat_threshold=flat_threshold)
 
     @rule(crash=st.none() | st.tuples(st.integers(0, 30), st.booleans()))
     def open(self, crash: tuple[int, bool] | None) -> None:
@@ -489,7 +497,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.seed += 1
         written = upsert(sorted(ids), self.seed)
         gone_keys = Delete(encode_ids(sorted(gone - ids)))
-        stored = msgspec.structs.replace(written, vectors=self.config.prepare(written.vectors))
+        prepared = self.config.prepare(written.vectors, len(ids))
+        stored = msgspec.structs.replace(written, vectors=prepared)
         after = apply(self.model, [stored, gone_keys])
         try:
             engine.write([written, gone_keys]).result()
@@ -529,9 +538,10 @@ class EngineMachine(RuleBasedStateMachine):
         assert contents(self.engine) == self.model
         assert self.engine.count() == len(self.model)
         query = np.full((1, DIMENSION), 0.3, np.float32)
-        hits = self.engine.search(query, SearchParams(limit=5, exact=True, with_payload=True))
+        params = SearchParams(limit=5, exact=True, with_payload=True)
+        hits = self.engine.search(VectorColumn(query), params)
         assert hits.lengths.tolist() == [min(5, len(self.model))]
-        if self.config.distance is Distance.EUCLID and self.model:
+        if self.config.vectors[UNNAMED].distance is Distance.EUCLID and self.model:
             np.testing.assert_allclose(hits.scores, nearest(self.model, query, 5), rtol=1e-4)
 
     def _engine(self) -> ShardEngine:
