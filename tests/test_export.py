@@ -307,8 +307,10 @@ def test_a_bad_snapshot_leaves_the_collection_as_it_was(
         return place
 
     bad: list[dict[str, Any]] = [
-        {"collection__config__dimension": -5},
-        {"collection__config__dimension": 13},
+        {"collection__config__vectors____dimension": -5},
+        {"collection__config__vectors____dimension": 13},
+        {"collection__config__vectors": {}},
+        {"collection__config__sparse": {"": {}}},
         {"collection__shard_count": 0},
         {"collection__shard_count": 10**9},
         {"collection__settings": {"hnsw_config": 5, "vectors": "x"}},
