@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from shard.model import (
     Distance,
+    Scores,
     ShardConfig,
     SparseConfig,
     VectorColumn,
@@ -150,7 +151,7 @@ def check_nearest(
     stored: Mapping[int, Row],
     limit: int,
     ids: Sequence[Any],
-    scores: Sequence[float],
+    scores: Scores,
 ) -> None:
     """``ids`` with ``scores`` are the ``limit`` nearest of what is ``stored``, nearest first."""
     every = {one: score(config, name, query, row) for one, row in stored.items()}
