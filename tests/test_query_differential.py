@@ -461,7 +461,7 @@ def assert_same_ranking(ours: list[Any], theirs: list[Any]) -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShoalInProcess]:
-    with ShoalInProcess(tmp_path_factory.mktemp("shoal")) as running:
+    with ShoalInProcess(tmp_path_factory.mktemp("shoal"), default_shards=3) as running:
         yield running
 
 
