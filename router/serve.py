@@ -32,6 +32,7 @@ from router.http import DRAIN_SECONDS, routing
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
 from shard.objects import local_directory, open_object_store
+from shard.rpc.pacing import cores
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,13 @@ def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], None]) -> None:
-    stopping = _stop_on_signals()
+    stopping = stop_on_signals()
     # Bound before anything is started: a port that is taken shows at once.
     listening = socket.create_server((settings.host, settings.port), backlog=2_048)
     listening.setblocking(False)
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
-        wellness = await stack.enter_async_context(_grpc_health(settings))
+        wellness = await stack.enter_async_context(grpc_health(settings.host, settings.grpc_port))
         cluster = await stack.enter_async_context(
             kept_running(
                 "cluster.local",
@@ -110,8 +111,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready(f"http://{host}:{listening.getsockname()[1]}")
+        ready(url_of(listening))
         await stopping.wait()
         await wellness.enter_graceful_shutdown()
         logger.info("stopping")
@@ -159,7 +159,7 @@ def _scratch(settings: ServeSettings) -> Iterator[str]:
             path.rmdir()
 
 
-def _stop_on_signals() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
     """An event that the first signal sets; the second one ends the process at once."""
     stopping = asyncio.Event()
 
@@ -171,6 +171,11 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return stopping
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio.Event) -> None:
@@ -200,13 +205,13 @@ async def _first_of(
 
 
 @asynccontextmanager
-async def _grpc_health(settings: ServeSettings) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]
+async def grpc_health(host: str, port: int) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]
     """Serves the standard gRPC health protocol, for probes."""
     wellness = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await wellness.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(wellness, server)
-    address = f"{settings.host}:{settings.grpc_port}"
+    address = f"{host}:{port}"
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
@@ -224,7 +229,7 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
         scratch=scratch,
         shard_servers=settings.shard_servers,
         # Together they use every core once.
-        search_threads=max(1, (os.cpu_count() or 1) // settings.shard_servers),
+        search_threads=max(1, cores() // settings.shard_servers),
         ray_address=settings.ray_address,
         log_level=settings.log_level,
     )
