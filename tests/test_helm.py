@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -221,54 +222,75 @@ def replace(one: Object, key: str, old: str, new: str) -> None:
 
 COMPONENT = "app.kubernetes.io/component"
 COMPONENTS = ["router", "supervisor", "head", "shard", "client"]
+RUNNING = COMPONENTS[:-1]
 PLAIN = {"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}
+
+
+def spec(rendered: Rendered, component: str) -> Object:
+    return rendered.pod(component).spec
+
+
+def confinement(rendered: Rendered, component: str) -> Object:
+    one: Object = container(rendered, component)["securityContext"]
+    return one
+
+
+def ray(rendered: Rendered) -> Object:
+    one: Object = find(rendered, "RayCluster")["spec"]
+    return one
+
+
+def start_of_shards(rendered: Rendered) -> Object:
+    one: Object = ray(rendered)["workerGroupSpecs"][0]["rayStartParams"]
+    return one
+
+
+def rule(rendered: Rendered) -> Object:
+    one: Object = find(rendered, "PrometheusRule")["spec"]["groups"][0]["rules"][0]
+    return one
+
+
+def policy(rendered: Rendered, component: str) -> Object:
+    return find(rendered, "NetworkPolicy", component)
+
+
+OF_COMPONENTS: list[tuple[str, list[str], Callable[[str, Rendered], object]]] = [
+    ("no limits", COMPONENTS, lambda c, r: container(r, c)["resources"].pop("limits")),
+    ("no memory", COMPONENTS, lambda c, r: container(r, c)["resources"]["requests"].pop("memory")),
+    ("a slip", COMPONENTS, lambda c, r: container(r, c).update(imagePullPolice="Never")),
+    ("root", COMPONENTS, lambda c, r: spec(r, c)["securityContext"].pop("runAsNonRoot")),
+    ("no seccomp", COMPONENTS, lambda c, r: spec(r, c)["securityContext"].pop("seccompProfile")),
+    ("a writable root", COMPONENTS, lambda c, r: confinement(r, c).pop("readOnlyRootFilesystem")),
+    ("escalation", COMPONENTS, lambda c, r: confinement(r, c).pop("allowPrivilegeEscalation")),
+    ("capabilities", COMPONENTS, lambda c, r: confinement(r, c).pop("capabilities")),
+    ("another user", COMPONENTS, lambda c, r: confinement(r, c).update(runAsUser=0)),
+    ("the host's network", COMPONENTS, lambda c, r: spec(r, c).update(hostNetwork=True)),
+    ("a token", COMPONENTS, lambda c, r: spec(r, c).pop("automountServiceAccountToken")),
+    ("Services' variables", COMPONENTS, lambda c, r: spec(r, c).pop("enableServiceLinks")),
+    ("the latest image", COMPONENTS, lambda c, r: container(r, c).update(image="shoal:latest")),
+    ("no volume", COMPONENTS, lambda c, r: spec(r, c)["volumes"].pop(0)),
+    ("a plain secret", COMPONENTS, lambda c, r: container(r, c).update(env=[PLAIN])),
+    ("another account", COMPONENTS, lambda c, r: spec(r, c).update(serviceAccountName="other")),
+    ("other labels", COMPONENTS, lambda c, r: r.pod(c).metadata["labels"].pop(COMPONENT)),
+    ("no policy", COMPONENTS, lambda c, r: r.objects.remove(policy(r, c))),
+    ("no startup", RUNNING, lambda c, r: container(r, c).pop("startupProbe")),
+    ("no readiness", RUNNING, lambda c, r: container(r, c).pop("readinessProbe")),
+    ("no liveness", RUNNING, lambda c, r: container(r, c).pop("livenessProbe")),
+    ("no hook", ["router", "head", "shard"], lambda c, r: container(r, c).pop("lifecycle")),
+    ("on one node", ["router", "shard"], lambda c, r: spec(r, c).pop("affinity")),
+    ("in one zone", ["router", "shard"], lambda c, r: spec(r, c).pop("topologySpreadConstraints")),
+    ("no way in", ["router", "head", "shard"], lambda c, r: policy(r, c)["spec"].pop("ingress")),
+    ("no way out", COMPONENTS, lambda c, r: policy(r, c)["spec"].pop("egress")),
+]
 BREAKS: dict[str, Break] = {
-    **{
-        f"{component}: {what}": (lambda r, c=component, b=break_: b(r, c))
-        for component in COMPONENTS
-        for what, break_ in {
-            "no limits": lambda r, c: container(r, c)["resources"].pop("limits"),
-            "no memory": lambda r, c: container(r, c)["resources"]["requests"].pop("memory"),
-            "a typing error": lambda r, c: container(r, c).update(imagePullPolice="Never"),
-            "root": lambda r, c: r.pod(c).spec["securityContext"].pop("runAsNonRoot"),
-            "no seccomp": lambda r, c: r.pod(c).spec["securityContext"].pop("seccompProfile"),
-            "a writable root": lambda r, c: container(r, c)["securityContext"].update(
-                readOnlyRootFilesystem=False
-            ),
-            "escalation": lambda r, c: container(r, c)["securityContext"].pop(
-                "allowPrivilegeEscalation"
-            ),
-            "capabilities": lambda r, c: container(r, c)["securityContext"].pop("capabilities"),
-            "the host's network": lambda r, c: r.pod(c).spec.update(hostNetwork=True),
-            "Kubernetes' token": lambda r, c: r.pod(c).spec.pop("automountServiceAccountToken"),
-            "Services' variables": lambda r, c: r.pod(c).spec.pop("enableServiceLinks"),
-            "the latest image": lambda r, c: container(r, c).update(image="shoal:latest"),
-            "no volume": lambda r, c: r.pod(c).spec["volumes"].pop(0),
-            "a secret in plain": lambda r, c: container(r, c).setdefault("env", []).append(PLAIN),
-            "another account": lambda r, c: r.pod(c).spec.update(serviceAccountName="other"),
-            "other labels": lambda r, c: r.pod(c).metadata["labels"].pop(COMPONENT),
-        }.items()
-    },
-    **{
-        f"{component}: no {probe}": (lambda r, c=component, p=probe: container(r, c).pop(p))
-        for component in ("router", "supervisor", "head", "shard")
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
-    },
-    **{
-        f"{component}: no hook": (lambda r, c=component: container(r, c).pop("lifecycle"))
-        for component in ("router", "head", "shard")
-    },
-    **{
-        f"{component}: not spread": (lambda r, c=component, k=key: r.pod(c).spec.pop(k))
-        for component in ("router", "shard")
-        for key in ("affinity", "topologySpreadConstraints")
-    },
-    "a probe of another port": lambda r: container(r, "shard")["readinessProbe"]["grpc"].update(
-        port=1
+    f"{component}: {what}": partial(break_, component)
+    for what, components, break_ in OF_COMPONENTS
+    for component in components
+} | {
+    "a probe of another port": lambda r: container(r, "shard")["readinessProbe"].update(
+        grpc={"port": 1}
     ),
-    "killed while it drains": lambda r: r.pod("router").spec.update(
-        terminationGracePeriodSeconds=20
-    ),
+    "killed while it drains": lambda r: spec(r, "router").update(terminationGracePeriodSeconds=20),
     "a GPU without its image": lambda r: container(r, "shard")["resources"]["limits"].update(
         {"nvidia.com/gpu": 1}
     ),
@@ -280,14 +302,11 @@ BREAKS: dict[str, Break] = {
     "a budget of nothing": lambda r: selector_of(find(r, "PodDisruptionBudget", "shard")).update(
         {COMPONENT: "shards"}
     ),
-    "a budget that Kubernetes ignores": lambda r: find(r, "PodDisruptionBudget", "shard").update(
-        spec={
-            "maxUnavailable": 1,
-            "selector": find(r, "PodDisruptionBudget", "shard")["spec"]["selector"],
-        }
-    ),
+    "a budget that Kubernetes ignores": lambda r: find(r, "PodDisruptionBudget", "shard")[
+        "spec"
+    ].update(minAvailable="50%"),
     "a budget less": lambda r: r.objects.remove(find(r, "PodDisruptionBudget", "router")),
-    "a service of nothing": lambda r: find(r, "Service")["spec"]["selector"].update(
+    "a service of others": lambda r: find(r, "Service")["spec"]["selector"].update(
         {"app.kubernetes.io/instance": "other"}
     ),
     "a port of nothing": lambda r: find(r, "Service")["spec"]["ports"][0].update(targetPort="x"),
@@ -297,19 +316,15 @@ BREAKS: dict[str, Break] = {
     "a route to nowhere": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["backendRefs"][
         0
     ].update(port=80),
-    "a route of other words": lambda r: find(r, "HTTPRoute")["spec"].update(hosts=["a.example"]),
+    "a route in other words": lambda r: find(r, "HTTPRoute")["spec"].update(hosts=["a.example"]),
     "a certificate less": lambda r: r.objects.remove(find(r, "Certificate")),
     "a certificate of nobody": lambda r: find(r, "Certificate")["spec"].pop("issuerRef"),
     "a monitor of nothing": lambda r: selector_of(find(r, "ServiceMonitor")).update(
         {COMPONENT: "x"}
     ),
-    "a monitor of other words": lambda r: find(r, "ServiceMonitor")["spec"].update(ports=["http"]),
-    "a rule that is none": lambda r: find(r, "PrometheusRule")["spec"]["groups"][0]["rules"][
-        0
-    ].update(expr="sum(by"),
-    "a rule without": lambda r: find(r, "PrometheusRule")["spec"]["groups"][0]["rules"][0].pop(
-        "expr"
-    ),
+    "a monitor in other words": lambda r: find(r, "ServiceMonitor")["spec"].update(ports=["http"]),
+    "a rule that is none": lambda r: rule(r).update(expr="sum(by"),
+    "a rule without": lambda r: rule(r).update(labels=[]),
     "a dashboard that is none": lambda r: find(r, "ConfigMap")["data"].update(
         {"shoal.json": find(r, "ConfigMap")["data"]["shoal.json"].replace("rate(", "rate((")}
     ),
@@ -319,60 +334,29 @@ BREAKS: dict[str, Break] = {
     "a secret of nobody": lambda r: variable(r, "router", "AWS_ACCESS_KEY_ID")["valueFrom"][
         "secretKeyRef"
     ].update(name="other"),
-    "a secret of nobody, for Redis": lambda r: find(r, "RayCluster")["spec"][
-        "gcsFaultToleranceOptions"
-    ]["redisPassword"]["valueFrom"]["secretKeyRef"].update(name="other"),
-    "Redis in other words": lambda r: find(r, "RayCluster")["spec"][
-        "gcsFaultToleranceOptions"
-    ].pop("redisAddress"),
+    "a password of nobody": lambda r: ray(r)["gcsFaultToleranceOptions"]["redisPassword"][
+        "valueFrom"
+    ]["secretKeyRef"].update(name="other"),
+    "no Redis": lambda r: ray(r)["gcsFaultToleranceOptions"].pop("redisAddress"),
     "an option that is not there": lambda r: container(r, "router")["command"].append("--fast"),
     "a command that is not there": lambda r: replace(
         container(r, "supervisor"), "command", "supervise", "guard"
     ),
-    "a command less": lambda r: container(r, "client").update(command=["shoal", "ingest"]),
-    "another number of shard servers": lambda r: find(r, "RayCluster")["spec"]["workerGroupSpecs"][
-        0
-    ].update(replicas=7),
-    "shard servers anywhere": lambda r: find(r, "RayCluster")["spec"]["workerGroupSpecs"][0][
-        "rayStartParams"
-    ].pop("resources"),
-    "resources that a shell takes apart": lambda r: find(r, "RayCluster")["spec"][
-        "workerGroupSpecs"
-    ][0]["rayStartParams"].update(resources='{"shard_server": 1}'),
-    "work for the head": lambda r: find(r, "RayCluster")["spec"]["headGroupSpec"][
-        "rayStartParams"
-    ].pop("num-cpus"),
-    "Ray for everybody": lambda r: find(r, "RayCluster")["spec"].pop("authOptions"),
-    "a Ray of other words": lambda r: find(r, "RayCluster")["spec"].update(workerGroups=[]),
-    "another head": lambda r: replace(
-        container(r, "supervisor"), "command", "-head-svc", "-head"
+    "half a command": lambda r: container(r, "client").update(command=["shoal", "ingest"]),
+    "another number of shard servers": lambda r: ray(r)["workerGroupSpecs"][0].update(replicas=7),
+    "shard servers anywhere": lambda r: start_of_shards(r).pop("resources"),
+    "resources for a shell to take apart": lambda r: start_of_shards(r).update(
+        resources='{"shard_server": 1}'
     ),
+    "work for the head": lambda r: ray(r)["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
+    "Ray for everybody": lambda r: ray(r).pop("authOptions"),
+    "Ray in other words": lambda r: ray(r).update(workerGroups=[]),
+    "another head": lambda r: replace(container(r, "supervisor"), "command", "-head-svc", "-head"),
     "an end with the head": lambda r: variable(
         r, "shard", "RAY_gcs_rpc_server_reconnect_timeout_s"
     ).update(value="60"),
-    **{
-        f"no policy for {component}": (
-            lambda r, c=component: r.objects.remove(find(r, "NetworkPolicy", c))
-        )
-        for component in COMPONENTS
-    },
-    **{
-        f"no {rules} for {component}": (
-            lambda r, c=component, k=rules: find(r, "NetworkPolicy", c)["spec"].pop(k)
-        )
-        for component, rules in [
-            ("router", "ingress"),
-            ("router", "egress"),
-            ("head", "ingress"),
-            ("shard", "ingress"),
-            ("supervisor", "egress"),
-            ("client", "egress"),
-        ]
-    },
-    "shards for everybody": lambda r: find(r, "NetworkPolicy", "shard")["spec"]["ingress"].append(
-        {}
-    ),
-}  # fmt: skip
+    "shards for everybody": lambda r: policy(r, "shard")["spec"]["ingress"].append({}),
+}
 
 
 @pytest.fixture(scope="module")
