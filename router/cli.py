@@ -43,7 +43,7 @@ _log_level = click.option(
     "--grpc-port",
     type=click.IntRange(0, 65_535),
     default=6334,
-    help="gRPC health service; 0: any free.",
+    help="gRPC; 0: any free.",
 )
 @click.option(
     "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
@@ -60,7 +60,7 @@ _log_level = click.option(
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Processes that answer HTTP.",
+    help="Processes that answer requests.",
 )
 @click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
 @click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
@@ -103,7 +103,7 @@ def serve_command(
     "--grpc-port",
     type=click.IntRange(0, 65_535),
     default=6334,
-    help="gRPC health service; 0: any free.",
+    help="gRPC; 0: any free.",
 )
 @click.option(
     "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."

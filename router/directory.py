@@ -134,4 +134,4 @@ class Directory:
 
 
 class PointNotFound(NotFound):
-    """The collection is there, but not the point that was named."""
+    """The collection is there, but not a point, or where to look it up, that was named."""

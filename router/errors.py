@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 1
 MAX_MESSAGE = 1_000
 """Messages quote the request, which may be long."""
+NO_OPERATION = "Not found: Shoal has no operation"
+"""How the message for a path begins that nothing is at."""
 
 
 class Malformed(InvalidInput):
@@ -101,7 +103,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.url.path}"
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            message = f"Not found: Shoal has no operation {what}"
+            message = f"{NO_OPERATION} {what}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             message = f"Method not allowed: Shoal has no operation {what}"
         case _:

@@ -1,4 +1,4 @@
-"""One router in this process: the HTTP application over a socket."""
+"""One router in this process: the application over a socket for HTTP and a port for gRPC."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+from grpc_health.v1 import health
 
 from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
+from router.grpc import server as grpc_server
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.scheduling import ask_for_short_slices
@@ -28,12 +30,14 @@ async def routing(
     data: str,
     watcher: TopologyWatcher,
     listening: socket.socket,
+    grpc_address: tuple[str, int],
     default_shards: int,
-) -> AsyncIterator[None]:
-    """Answers what comes to ``listening``, which other processes may share, and drains at the end.
+) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]  # not in the stubs
+    """Answers what comes to ``listening`` and, by gRPC, to host and port of ``grpc_address``, both
+    of which other processes may share, and drains at the end.
 
     ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
-    none.
+    none. What it yields tells probes by gRPC whether this router is well, which is not said yet.
     """
     app = create_app(store, data, Fanout(watcher), default_shards=default_shards)
     server = _HttpServer(
@@ -58,7 +62,9 @@ async def routing(
             if serving.done():
                 raise Unavailable("the HTTP server did not start")
             await asyncio.sleep(0.01)
-        yield
+        # It ends first: with the HTTP server, the application does.
+        async with grpc_server.serving(app, *grpc_address, DRAIN_SECONDS) as wellness:
+            yield wellness
     finally:
         server.should_exit = True
         await serving

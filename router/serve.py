@@ -2,7 +2,7 @@
 
 The router runs in this process, and Ray in a child of it, so that the router knows nothing of Ray
 and goes on when Ray's head is gone. Where one process cannot answer what comes, further routers are
-children too, and share the listening socket.
+children too, and share the listening socket and the port for gRPC.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
-import grpc
 import msgspec
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from cluster.settings import ClusterSettings, configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.child import Child, kept_running
+from router.grpc.server import reserved_port
 from router.http import DRAIN_SECONDS, routing
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
@@ -37,7 +37,8 @@ from shard.rpc.pacing import cores
 logger = logging.getLogger(__name__)
 
 CLUSTER_STOP_SECONDS = 15.0
-WORKER_STOP_SECONDS = 2 * DRAIN_SECONDS
+WORKER_STOP_SECONDS = 3 * DRAIN_SECONDS
+"""A worker drains gRPC, then HTTP."""
 START_SECONDS = 120.0
 
 
@@ -73,7 +74,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
     listening.setblocking(False)
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
-        wellness = await stack.enter_async_context(grpc_health(settings.host, settings.grpc_port))
+        grpc_port = stack.enter_context(reserved_port(settings.host, settings.grpc_port))
         cluster = await stack.enter_async_context(
             kept_running(
                 "cluster.local",
@@ -86,14 +87,21 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         watcher = await stack.enter_async_context(
             TopologyWatcher(store, poll_seconds(settings.data))
         )
-        await stack.enter_async_context(
-            routing(store, settings.data, watcher, listening, settings.shards)
+        wellness = await stack.enter_async_context(
+            routing(
+                store,
+                settings.data,
+                watcher,
+                listening,
+                (settings.host, grpc_port),
+                settings.shards,
+            )
         )
         workers = [
             await stack.enter_async_context(
                 kept_running(
                     "router.worker",
-                    _worker_settings(settings, listening),
+                    _worker_settings(settings, listening, grpc_port),
                     stop_seconds=WORKER_STOP_SECONDS,
                     pass_fds=[listening.fileno()],
                 )
@@ -113,7 +121,6 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
         ready(url_of(listening))
         await stopping.wait()
-        await wellness.enter_graceful_shutdown()
         logger.info("stopping")
 
 
@@ -204,25 +211,6 @@ async def _first_of(
         raise Unavailable(f"{what} has not started within {START_SECONDS:.0f} s")
 
 
-@asynccontextmanager
-async def grpc_health(host: str, port: int) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]
-    """Serves the standard gRPC health protocol, for probes."""
-    wellness = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    await wellness.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    health_pb2_grpc.add_HealthServicer_to_server(wellness, server)
-    address = f"{host}:{port}"
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {error}") from error
-    await server.start()
-    try:
-        yield wellness
-    finally:
-        await server.stop(0)
-
-
 def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
     return ClusterSettings(
         data=settings.data,
@@ -235,10 +223,14 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
     )
 
 
-def _worker_settings(settings: ServeSettings, listening: socket.socket) -> WorkerSettings:
+def _worker_settings(
+    settings: ServeSettings, listening: socket.socket, grpc_port: int
+) -> WorkerSettings:
     return WorkerSettings(
         data=settings.data,
         shards=settings.shards,
         listening=listening.fileno(),
+        host=settings.host,
+        grpc_port=grpc_port,
         log_level=settings.log_level,
     )

@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2
 
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
+from router.grpc.server import reserved_port
 from router.http import routing
-from router.serve import grpc_health, stop_on_signals, url_of
+from router.serve import stop_on_signals, url_of
 from shard.objects import open_object_store
 
 
@@ -45,13 +46,19 @@ async def _route(settings: RouterSettings, ready: Callable[[str], None]) -> None
     stopping = stop_on_signals()
     listening = socket.create_server((settings.host, settings.port), backlog=2_048)
     listening.setblocking(False)
-    store = await asyncio.to_thread(open_object_store, settings.data)
-    async with (
-        TopologyWatcher(store, poll_seconds(settings.data)) as watcher,
-        grpc_health(settings.host, settings.grpc_port) as wellness,
-        routing(store, settings.data, watcher, listening, settings.shards),
-    ):
-        await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        ready(url_of(listening))
-        await stopping.wait()
-        await wellness.enter_graceful_shutdown()
+    with reserved_port(settings.host, settings.grpc_port) as grpc_port:
+        store = await asyncio.to_thread(open_object_store, settings.data)
+        async with (
+            TopologyWatcher(store, poll_seconds(settings.data)) as watcher,
+            routing(
+                store,
+                settings.data,
+                watcher,
+                listening,
+                (settings.host, grpc_port),
+                settings.shards,
+            ) as wellness,
+        ):
+            await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
+            ready(url_of(listening))
+            await stopping.wait()

@@ -1,4 +1,4 @@
-"""One more router process beside ``shoal serve``'s own, on the same listening socket.
+"""One more router process beside ``shoal serve``'s own, on the same ports.
 
 ``python -m router.worker SETTINGS`` writes one line to stdout once it answers. It ends on SIGTERM,
 drained, and when its standard input ends.
@@ -14,6 +14,7 @@ import sys
 
 import msgspec
 import uvloop
+from grpc_health.v1 import health_pb2
 
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
@@ -29,6 +30,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     listening: int
     """File descriptor of the socket, inherited."""
+    host: str
+    grpc_port: int
     log_level: str
 
 
@@ -50,8 +53,16 @@ async def _route(settings: WorkerSettings) -> None:
     listening = socket.socket(fileno=settings.listening)
     async with (
         TopologyWatcher(store, poll_seconds(settings.data)) as watcher,
-        routing(store, settings.data, watcher, listening, settings.shards),
+        routing(
+            store,
+            settings.data,
+            watcher,
+            listening,
+            (settings.host, settings.grpc_port),
+            settings.shards,
+        ) as wellness,
     ):
+        await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
         print("started", flush=True)
         await stopping.wait()
 

@@ -44,7 +44,7 @@ def count(key: str, payloads: Iterable[Sequence[bytes]], alive: Mask | None) -> 
     counter: _Counter = Counter()
     for payload in rows if alive is None else compress(rows, alive):
         if payload:
-            counter.update(_values(orjson.loads(payload), steps))
+            counter.update(set(_values(orjson.loads(payload), steps)))
             _check(counter)
     return _counts(counter)
 

@@ -491,9 +491,10 @@ def _range(range: Range, field: str) -> ValueTest:
     return lambda value: type(value) in (int, float) and in_range(value)
 
 
-_FRACTION = re.compile(r"(\.\d{6})\d+")
-_FORM = re.compile(
-    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
+_TIME = re.compile(
+    r"(\d{4})-(\d\d?)-(\d\d?)(?:[Tt ](\d\d?):(\d\d?)"
+    r"(?::(\d\d?)(?:\.(\d+))?(?: ?(?:[Zz]|([+-]\d\d(?::?[0-5]\d)?)))?)?)?",
+    re.ASCII,
 )
 
 
@@ -501,16 +502,18 @@ def parse_time(text: str) -> datetime | None:
     """A date and time as Qdrant reads it, UTC unless it says otherwise; None for what is none."""
     text = text.lstrip()
     text = text.removesuffix(" UTC") + "Z" if text.endswith(" UTC") else text
-    text = text[:-1] + "Z" if text.endswith("z") else text
-    if not _FORM.fullmatch(text):
+    found = _TIME.fullmatch(text)
+    if found is None:
         return None
+    year, *parts, fraction, offset = found.groups("")
+    month, day, hour, minute, second = (part.zfill(2) for part in parts)
     try:
         time = datetime.fromisoformat(
-            _FRACTION.sub(r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")
+            f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction or 0}{offset}"
         )
     except ValueError:
         return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time if offset else time.replace(tzinfo=UTC)
 
 
 # Places

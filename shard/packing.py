@@ -66,9 +66,13 @@ def unpack(packed: Packed, rows: int, name: str) -> VectorColumn:
             if len(indices) != len(values):
                 raise ValueError(f"{len(indices)} indices for {len(values)} values")
             _check_ascending(indices, starts)
-            present = np.frombuffer(packed.present, np.bool_) if len(packed.present) else None
-            if present is not None and len(present) != rows:
-                raise ValueError(f"{len(present)} marks for {rows} points")
+            present = None
+            if len(packed.present):
+                present = np.frombuffer(packed.present, np.uint8) > 0
+                if len(present) != len(lengths):
+                    raise ValueError(f"{len(present)} marks for {len(lengths)} points")
+                if lengths[~present].any():
+                    raise ValueError("components of points that have no vector")
             column = VectorColumn(values, starts, indices, present)
     except ValueError as error:
         raise InvalidInput(f"vectors {name!r}: {error}") from error

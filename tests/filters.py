@@ -102,7 +102,9 @@ simple = st.one_of(
     keys.map(lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))),
     keys.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
     st.lists(st.sampled_from(IDS), max_size=3).map(lambda ids: models.HasIdCondition(has_id=ids)),
-    st.sampled_from(["", "other"]).map(lambda name: models.HasVectorCondition(has_vector=name)),
+    st.sampled_from(["", "other", "missing"]).map(
+        lambda name: models.HasVectorCondition(has_vector=name)
+    ),
 )
 
 

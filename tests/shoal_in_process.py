@@ -17,23 +17,30 @@ from time import monotonic, sleep
 from typing import Any, Self, cast
 
 import uvicorn
+import uvloop
 
 from cluster.catalog import Catalog
 from cluster.placement import with_lingering
 from cluster.topology import Topology, TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
+from router.grpc.server import reserved_port, serving
 from shard.model import ShardConfig
 from shard.objects.local import LocalObjectStore
 from shard.rpc.server import ShardServer
 
+HOST = "127.0.0.1"
 POLL_SECONDS = 0.01
 
 
 class ShoalInProcess:
-    """A context manager; ``url`` is the first router's. ``settings`` are those of `create_app`."""
+    """A context manager; ``url`` is the first router's, and so is ``grpc_port``.
+
+    ``settings`` are those of `create_app`.
+    """
 
     url: str
+    grpc_port: int
 
     def __init__(self, directory: Path, *, servers: int = 2, **settings: Any) -> None:
         self._directory = directory
@@ -42,7 +49,7 @@ class ShoalInProcess:
         self._store = LocalObjectStore(directory / "store")
         self._servers = {
             f"server-{number}": ShardServer(
-                self._store, directory / f"scratch-{number}", host="127.0.0.1", search_threads=2
+                self._store, directory / f"scratch-{number}", host=HOST, search_threads=2
             )
             for number in range(servers)
         }
@@ -57,12 +64,12 @@ class ShoalInProcess:
 
     def __enter__(self) -> Self:
         for name, server in self._servers.items():
-            self._addresses[name] = f"127.0.0.1:{server.start()}"
+            self._addresses[name] = f"{HOST}:{server.start()}"
             self._exits.callback(server.stop, 1)
         self._placer = Thread(target=self._place_all, name="placer")
         self._placer.start()
         self._exits.callback(self._stop_placing)
-        self.url = self._exits.enter_context(self.router())
+        self.url, self.grpc_port = self._exits.enter_context(self._router())
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -71,20 +78,29 @@ class ShoalInProcess:
     @contextmanager
     def router(self) -> Iterator[str]:
         """Runs one more router; its URL."""
+        with self._router() as (url, _):
+            yield url
+
+    @contextmanager
+    def _router(self) -> Iterator[tuple[str, int]]:
         fanout = Fanout(cast(TopologyWatcher, _Watcher(self)))
         app = create_app(self._store, str(self._directory / "store"), fanout, **self._settings)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        listening = socket.create_server(("127.0.0.1", 0))
-        thread = Thread(target=server.run, args=([listening],), name="router")
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                sleep(POLL_SECONDS)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-            listening.close()
+        with socket.create_server((HOST, 0)) as listening, reserved_port(HOST, 0) as port:
+
+            async def route() -> None:
+                async with serving(app, HOST, port, drain_seconds=1):
+                    await server.serve([listening])
+
+            thread = Thread(target=uvloop.run, args=(route(),), name="router")
+            thread.start()
+            try:
+                while not server.started and thread.is_alive():
+                    sleep(POLL_SECONDS)
+                yield f"http://{HOST}:{listening.getsockname()[1]}", port
+            finally:
+                server.should_exit = True
+                thread.join()
 
     def stop_server(self, number: int) -> None:
         """End a shard server for good: nothing is placed any more, nor does the topology change."""

@@ -192,7 +192,7 @@ def test_jobs_and_snapshots_are_the_collections(
     job = export_jobs(store).all()[-1]
     assert (job.collection, job.prefix) == (red, snapshots.prefix(red, job.prefix.split("/")[-2]))
 
-    config = ShardConfig(dimension=2, distance=Distance.DOT)
+    config = ShardConfig.unnamed(2, Distance.DOT)
     kept = Collection(id="c" * 32, name=red, shard_count=2, config=config)
     summary = Summary(name="s.snapshot", created=1.0, collection=kept, files=[])
     store.put(f"{snapshots.prefix(red, 's.snapshot')}export.json", msgspec.json.encode(summary))
@@ -383,7 +383,7 @@ async def test_aliases_are_found_without_the_catalog(
     monkeypatch.setattr(directory, "ALIAS_WAIT_SECONDS", 0.2)
     store = FaultyStore(local_store)
     catalog = Catalog(store)
-    config = ShardConfig(dimension=2, distance=Distance.DOT)
+    config = ShardConfig.unnamed(2, Distance.DOT)
     for name in ("red", "blue"):
         catalog.create(Collection(id=uuid4().hex, name=name, shard_count=1, config=config))
 

@@ -32,6 +32,7 @@ from shard.errors import (
     ShoalError,
     Unavailable,
 )
+from shard.model import UNNAMED, Distance, ShardConfig
 from tests.shoal_in_process import ShoalInProcess
 
 DIMENSION = 4
@@ -104,8 +105,9 @@ def named_points(*pairs: tuple[Any, Any]) -> dict[str, Any]:
 
 
 CREATE_REFUSED: list[tuple[dict[str, Any], int, str]] = [
-    ({}, 400, "missing required field `vectors`"),
+    ({}, 400, "vectors: expected parameters of one at least"),
     ({"vectors": {"distance": "Dot"}}, 400, "vectors: object missing required field `size`"),
+    ({"vectors": {"size": 4}}, 400, "vectors: object missing required field `distance`"),
     ({"vectors": {"size": 0, "distance": "Dot"}}, 422, "vectors.size"),
     ({"vectors": {"size": 65_537, "distance": "Dot"}}, 422, "vectors.size"),
     ({"vectors": {"size": "4", "distance": "Dot"}}, 400, "vectors.size: expected `int`"),
@@ -114,10 +116,18 @@ CREATE_REFUSED: list[tuple[dict[str, Any], int, str]] = [
     (
         {"vectors": {"size": 4, "distance": "Dot", "multivector_config": {}}},
         400,
-        "vectors.multivector_config: not supported",
+        "vectors.multivector_config: object missing required field `comparator`",
     ),
-    ({"vectors": {"image": {"size": 4, "distance": "Dot"}}}, 400, "vectors.image"),
-    ({**PARAMS, "sparse_vectors": {"text": {}}}, 400, "sparse_vectors: not supported"),
+    ({"vectors": {"image": {"size": 0, "distance": "Dot"}}}, 422, "vectors.image.size"),
+    ({"vectors": {"image": 4}}, 400, "vectors.image: expected `object`, got `int`"),
+    (
+        {"vectors": {str(number): PARAMS["vectors"] for number in range(65)}},
+        400,
+        "vectors: expected at most 64 names, got 65",
+    ),
+    ({"vectors": {"n" * 256: PARAMS["vectors"]}}, 400, "vectors: expected names of at most 255"),
+    ({**PARAMS, "sparse_vectors": {"": {}}}, 400, "sparse_vectors: '' is the name of dense"),
+    ({**PARAMS, "sparse_vectors": {"text": {"modifier": "x"}}}, 400, "].modifier: 'x' is not supp"),
     ({**PARAMS, "replication_factor": 2}, 400, "replication_factor: 2 is not supported"),
     ({**PARAMS, "write_consistency_factor": 2}, 400, "write_consistency_factor"),
     ({**PARAMS, "sharding_method": "custom"}, 400, "sharding_method"),
@@ -148,10 +158,12 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
      "expected dim: 4, got 3"),
     ("PUT", "", named_points((1, VECTOR), (2, [])), 400, "expected dim: 4, got 0"),
     ("PUT", "", named_points((1, [1, 2, 3, 1e39])), 400, "out of range for float32"),
-    ("PUT", "", named_points((1, [1, 2, 3, "4"])), 400, "points[0].vector[3]: expected `float`"),
+    ("PUT", "", named_points((1, [1, 2, 3, "4"])), 400, "points[0].vector[3]: expected `float | "
+     "array`, got `str`"),
     ("PUT", "", named_points((1, [1, 2, 3, None])), 400, "points[0].vector[3]"),
-    ("PUT", "", named_points((1, {"image": VECTOR})), 400, "named and sparse vectors"),
-    ("PUT", "", named_points((1, [VECTOR])), 400, "points[0].vector[0]: expected `float`"),
+    ("PUT", "", named_points((1, {"image": VECTOR})), 400,
+     "Wrong input: Not existing vector name error: image"),
+    ("PUT", "", named_points((1, [VECTOR])), 400, "vector: expected a list of 4 numbers"),
     ("PUT", "", named_points((1, VECTOR), (-1, VECTOR)), 400, "points[1].id: value -1"),
     ("PUT", "", named_points((2**64, VECTOR)), 400, "points[0].id"),
     ("PUT", "", named_points(("7", VECTOR)), 400, "valid values are either an unsigned integer"),
@@ -164,20 +176,24 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("PUT", "", {"batch": {"ids": [1, 2], "vectors": [VECTOR]}}, 400, "as many as ids, 2, got 1"),
     ("PUT", "", {"batch": {"ids": [1], "vectors": [VECTOR], "payloads": []}}, 400,
      "batch.payloads"),
-    ("PUT", "", {"batch": {"ids": [1], "vectors": {"image": [VECTOR]}}}, 400, "batch.vectors"),
+    ("PUT", "", {"batch": {"ids": [1], "vectors": {"image": [VECTOR]}}}, 400,
+     "Not existing vector name error: image"),
+    ("PUT", "", {"batch": {"ids": [1], "vectors": {"": [VECTOR, VECTOR]}}}, 400, "batch.vectors"),
     ("PUT", "", {**named_points((1, VECTOR)), "shard_key": "a"}, 400, "shard_key: not supported"),
-    ("PUT", "", {**named_points((1, VECTOR)), "update_mode": "insert_only"}, 400, "update_mode"),
+    ("PUT", "", {**named_points((1, VECTOR)), "update_mode": "never"}, 400,
+     "update_mode: 'never' is not supported"),
     ("POST", "/delete", {"filter": {"key": 1}}, 400, "filter.key: unknown or unsupported field"),
     ("POST", "/delete", {"filter": {}, "points": [1]}, 400, "one of `points` and `filter`"),
     ("POST", "/delete", {"points": ["x"]}, 400, "points[0]: value 'x' is not a valid point ID"),
     ("POST", "/delete", {}, 400, "one of `points` and `filter`"),
-    ("POST", "", {"ids": [1], "with_vector": ["image"]}, 400, "named vectors"),
+    ("POST", "", {"ids": [1], "with_vector": ["image"]}, 400,
+     "Not existing vector name error: image"),
     ("POST", "", {"ids": [1], "with_payload": {"include": ["a"], "exclude": ["b"]}}, 400,
      "with_payload"),
     ("POST", "", {"ids": [1], "with_payload": ["a..b"]}, 400, "with_payload: 'a..b'"),
     ("POST", "/scroll", {"limit": 0}, 422, "limit: expected `int` >= 1"),
     ("POST", "/scroll", {"limit": 10**9}, 422, "limit"),
-    ("POST", "/scroll", {"order_by": "n"}, 400, "order_by: not supported"),
+    ("POST", "/scroll", {"order_by": "n", "offset": 1}, 400, "cannot be used with `order_by`"),
     ("POST", "/scroll", {"filter": {"must": [{"key": "n"}]}}, 400, "filter.must[0]: key make no"),
     ("POST", "/count", {"filter": {"must_not": {"key": "n"}}}, 400, "filter.must_not: key make no"),
     ("POST", "/count", {"filter": {"must": {"key": "n", "match": {"value": 1.5}}}}, 400,
@@ -190,29 +206,35 @@ POINTS_REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/query", {"query": [1, 2, 3, 1e300]}, 400, "out of range for float32"),
     ("POST", "/query", {"query": 99}, 404, "Not found: No point with id 99 found"),
     ("POST", "/query", {"query": "x"}, 400, "query: value 'x'"),
-    ("POST", "/query", {"query": {"recommend": {"positive": [1]}}}, 400, "query.recommend"),
-    ("POST", "/query", {"query": {"fusion": "rrf"}}, 400, "query.fusion"),
-    ("POST", "/query", {"prefetch": [{}]}, 400, "prefetch: not supported"),
+    ("POST", "/query", {"query": {"recommend": {"positive": []}}}, 400,
+     "recommend.positive: expected at least one"),
+    ("POST", "/query", {"query": {"recommend": {"positive": [99]}}}, 404, "No point with id 99"),
+    ("POST", "/query", {"query": {"fusion": "rrf"}}, 400, "query: expected a `prefetch`"),
+    ("POST", "/query", {"prefetch": [{"query": [1]}], "query": VECTOR}, 400, "got 1"),
     ("POST", "/query", {"query": {"nearest": VECTOR, "mmr": {"diversity": 2}}}, 422,
      "query.mmr.diversity"),
-    ("POST", "/query", {"query": {"indices": [1], "values": [1]}}, 400, "query.indices"),
+    ("POST", "/query", {"query": {"indices": [1], "values": [1]}}, 400,
+     "vector: expected a list of 4 numbers"),
     ("POST", "/query", {"query": VECTOR, "limit": 0}, 422, "limit"),
     ("POST", "/query", {"query": VECTOR, "limit": -1}, 422, "limit"),
     ("POST", "/query", {"query": VECTOR, "offset": -1}, 422, "offset"),
     ("POST", "/query", {"query": VECTOR, "limit": 99_999, "offset": 2}, 422, "limit"),
-    ("POST", "/query", {"query": VECTOR, "using": "image"}, 400, "using: 'image'"),
+    ("POST", "/query", {"query": VECTOR, "using": "image"}, 400,
+     "Not existing vector name error: image"),
     ("POST", "/query", {"query": VECTOR, "score_threshold": 1e39}, 422, "score_threshold"),
     ("POST", "/query", {"query": VECTOR, "params": {"nprobe": 0}}, 422, "params.nprobe"),
     ("POST", "/query", {"query": VECTOR, "params": {"indexed_only": True}}, 400, "indexed_only"),
     ("POST", "/query", {"query": VECTOR, "params": {"quantization": {"oversampling": 0.5}}}, 422,
      "params.quantization.oversampling"),
-    ("POST", "/query", {"query": VECTOR, "lookup_from": {"collection": "a"}}, 400, "lookup_from"),
+    ("POST", "/query", {"query": 1, "lookup_from": {"collection": "a"}}, 404,
+     "Collection `a` doesn't exist!"),
     ("POST", "/query/batch", {"searches": [{"query": VECTOR}, {"query": [1]}]}, 400, "got 1"),
     ("POST", "/query/batch", {"searches": [{"limit": 0}]}, 422, "searches[0].limit"),
     ("POST", "/query/batch", {"searches": [{"query": VECTOR, "limit": 100_000}] * 11}, 422,
      "searches: expected at most 1000000 hits"),
     ("POST", "/search", {"vector": VECTOR}, 400, "missing required field `limit`"),
-    ("POST", "/search", {"vector": {"name": "a", "vector": VECTOR}, "limit": 1}, 400, "named"),
+    ("POST", "/search", {"vector": {"name": "a", "vector": VECTOR}, "limit": 1}, 400,
+     "Not existing vector name error: a"),
 ]  # fmt: skip
 
 
@@ -356,7 +378,7 @@ def test_body_over_the_limit(http: httpx.Client, collection: str) -> None:
         ("GET", "/collections/standing/points/x", 400, "'x' is not a valid point ID"),
         ("GET", "/nowhere", 404, "no operation GET /nowhere"),
         ("POST", "/collections/standing/points/1", 405, "no operation POST"),
-        ("POST", "/collections/standing/facet", 404, "no operation POST"),
+        ("POST", "/collections/standing/faces", 404, "no operation POST"),
         ("DELETE", "/collections", 405, "no operation DELETE /collections"),
         ("PUT", "/collections/standing/points?wait=maybe", 422, "query parameters: [wait"),
         ("PUT", "/collections/standing/points?ordering=none", 422, "[ordering"),
@@ -759,12 +781,15 @@ def test_what_is_no_id(spelling: int | str) -> None:
 
 
 def test_vectors_keep_their_float32_values() -> None:
+    def config(dimension: int) -> ShardConfig:
+        return ShardConfig.unnamed(dimension, Distance.EUCLID)
+
     expected = np.random.default_rng(1).standard_normal((50, 7)).astype(np.float32)
-    parsed = parse_vectors(expected.tolist(), 7)
+    parsed = parse_vectors(expected.tolist(), config(7))[UNNAMED].values
     assert parsed.dtype == np.float32
     np.testing.assert_array_equal(parsed, expected)
     np.testing.assert_array_equal(
-        parse_vectors([[3.4028234e38, -3.4028234e38, 1e-46]], 3),
+        parse_vectors([[3.4028234e38, -3.4028234e38, 1e-46]], config(3))[UNNAMED].values,
         np.array([[3.4028234e38, -3.4028234e38, 0]], np.float32),
     )
 
@@ -965,7 +990,7 @@ def test_the_one_vector_may_be_given_by_its_empty_name(client: QdrantClient) -> 
     client.upsert(name, models.Batch(ids=[3, 4], vectors={"": [[5.0, 6.0], [7.0, 8.0]]}))
     found = client.query_points(name, [5.0, 6.0], using="", limit=1, with_vectors=True).points[0]
     assert (found.id, found.vector) == (3, [5.0, 6.0])
-    with pytest.raises(UnexpectedResponse, match="named and sparse"):
+    with pytest.raises(UnexpectedResponse, match="Not existing vector name error: b"):
         client.upsert(name, [models.PointStruct(id=1, vector={"": [1.0, 2.0], "b": [1.0]})])
     with pytest.raises(UnexpectedResponse, match="expected dim: 2, got 3"):
         client.upsert(name, [models.PointStruct(id=1, vector={"": [1.0, 2.0, 3.0]})])

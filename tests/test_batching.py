@@ -10,10 +10,20 @@ import pytest
 from cluster.catalog import Collection
 from router.batching import MAX_BATCH, TURNS, UNDER_WAY, SearchBatcher
 from shard.errors import Unavailable
-from shard.model import Distance, Hits, Points, SearchParams, ShardConfig, Vectors, encode_ids
+from shard.model import (
+    UNNAMED,
+    Distance,
+    Hits,
+    Points,
+    SearchParams,
+    ShardConfig,
+    VectorColumn,
+    encode_ids,
+    unnamed,
+)
 
 COLLECTION = Collection(
-    id="c", name="c", shard_count=1, config=ShardConfig(dimension=1, distance=Distance.DOT)
+    id="c", name="c", shard_count=1, config=ShardConfig.unnamed(1, Distance.DOT)
 )
 PARAMS = SearchParams(limit=3)
 TIMEOUT = 30.0
@@ -31,9 +41,9 @@ class Shards:
         self.error: Exception | None = None
 
     async def search(
-        self, collection: Collection, queries: Vectors, params: SearchParams, timeout: float
+        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
     ) -> Hits:
-        values = queries[:, 0].astype(np.int64)
+        values = queries.values[:, 0].astype(np.int64)
         self.batches.append(values.tolist())
         self.params.append(params)
         self.timeouts.append(timeout)
@@ -46,12 +56,14 @@ class Shards:
             raise self.error
         ids = np.repeat(values, values % 4)
         payloads = [str(id_).encode() for id_ in ids]
-        points = Points(encode_ids(ids.tolist()), payloads, ids[:, None].astype(np.float32))
+        points = Points(
+            encode_ids(ids.tolist()), payloads, unnamed(ids[:, None].astype(np.float32))
+        )
         return Hits(values % 4, ids.astype(np.float32), points)
 
 
-def vectors(*values: int) -> Vectors:
-    return np.array(values, np.float32)[:, None]
+def vectors(*values: int) -> VectorColumn:
+    return VectorColumn(np.array(values, np.float32)[:, None])
 
 
 def check(hits: Hits, *values: int) -> None:
@@ -60,8 +72,7 @@ def check(hits: Hits, *values: int) -> None:
     assert hits.scores.tolist() == expected
     assert hits.points.keys.tolist() == encode_ids(expected).tolist()
     assert hits.points.payloads == [str(value).encode() for value in expected]
-    assert hits.points.vectors is not None
-    assert hits.points.vectors[:, 0].tolist() == expected
+    assert hits.points.vectors[UNNAMED].values[:, 0].tolist() == expected
 
 
 def start(

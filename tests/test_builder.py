@@ -18,10 +18,10 @@ from shard import builder as builder_module
 from shard.builder import Builder, Source
 from shard.errors import Unavailable
 from shard.manifest import pack_dead
-from shard.model import Distance, Points, ShardConfig, decode_ids, encode_ids
+from shard.model import UNNAMED, Distance, Points, ShardConfig, decode_ids, encode_ids, unnamed
 from shard.segment import Segment, write_segment
 
-CONFIG = ShardConfig(dimension=16, distance=Distance.EUCLID)
+CONFIG = ShardConfig.unnamed(16, Distance.EUCLID, flat_threshold=2_000)
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def builder() -> Iterator[Builder]:
 def segment(directory: Path, first_id: int, rows: int) -> Source:
     directory.mkdir()
     rng = np.random.default_rng(first_id)
-    vectors = rng.normal(size=(rows, CONFIG.dimension)).astype(np.float32)
+    vectors = rng.normal(size=(rows, 16)).astype(np.float32)
     points = Points(
-        encode_ids(list(range(first_id, first_id + rows))), [b"{}"] * rows, CONFIG.prepare(vectors)
+        encode_ids(list(range(first_id, first_id + rows))), [b"{}"] * rows, unnamed(vectors)
     )
     write_segment(directory, [points], rows, CONFIG)
     return Source(str(directory), rows, b"")
@@ -66,14 +66,14 @@ def test_what_is_merged_is_without_the_dead_and_has_an_index(
         Source(segment(tmp_path / "b", 2_000, 3_000).directory, 3_000, pack_dead(alive)),
     ]
     directory = target(tmp_path)
-    calibration = builder.merge(sources, directory, CONFIG, indexed=True, urgent=False)
-    assert calibration is not None and calibration.target == CONFIG.recall_target
+    calibrations = builder.merge(sources, directory, CONFIG, indexed=True, urgent=False)
+    assert calibrations[UNNAMED].target == CONFIG.recall_target
     merged = Segment.open(directory, CONFIG)
     assert merged.indexed
     assert decode_ids(merged.keys) == [*range(2_000), *range(3_000, 5_000)]
-    aimed = ShardConfig(dimension=16, distance=Distance.EUCLID, recall_target=0.8)
+    aimed = ShardConfig.unnamed(16, Distance.EUCLID, recall_target=0.8)
     recalibrated = builder.calibrate(directory, aimed)
-    assert recalibrated is not None and recalibrated.target == 0.8
+    assert recalibrated[UNNAMED].target == 0.8
 
 
 def test_an_error_is_told_and_the_next_task_done(builder: Builder, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_process_ends_when_there_is_nothing_to_do(builder: Builder, tmp_path
     builder.merge([source], target(tmp_path), CONFIG, indexed=False, urgent=False)
     (process,) = children()
     process.wait(builder_module.IDLE_SECONDS + 10)
-    assert builder.calibrate(tmp_path / "a", CONFIG) is None
+    assert builder.calibrate(tmp_path / "a", CONFIG) == {}
 
 
 def test_close_ends_what_is_under_way(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         from pathlib import Path
         from shard.builder import Builder, Source
         from shard.model import Distance, ShardConfig
-        config = ShardConfig(dimension=16, distance=Distance.EUCLID)
+        config = ShardConfig.unnamed(16, Distance.EUCLID)
         here = Path(sys.argv[1])
         source = Source(str(here / "a"), 200_000, b"")
         print("begins", flush=True)

@@ -16,7 +16,7 @@ from shard.objects.local import LocalObjectStore
 
 
 def collection(name: str, shard_count: int = 2) -> Collection:
-    config = ShardConfig(dimension=4, distance=Distance.DOT)
+    config = ShardConfig.unnamed(4, Distance.DOT)
     settings = {"on_disk": True}
     return Collection(
         id=uuid4().hex, name=name, shard_count=shard_count, config=config, settings=settings

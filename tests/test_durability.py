@@ -17,7 +17,7 @@ from qdrant_client.http.exceptions import ApiException
 
 from router import word_vectors
 from router.demo import cache_directory
-from shard.model import Distance, ShardConfig, Vectors
+from shard.model import Distance, VectorConfig, Vectors
 from tests.shoal_process import ShoalProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1_500)]
@@ -81,7 +81,7 @@ def anonymous_bytes(shoal: ShoalProcess) -> int:
 
 
 def exact_neighbours(stored: Vectors, queries: Vectors, k: int) -> list[set[int]]:
-    config = ShardConfig(dimension=stored.shape[1], distance=Distance.COSINE)
+    config = VectorConfig(dimension=stored.shape[1], distance=Distance.COSINE)
     unit = config.prepare(stored)
     return [set(np.argpartition(-(unit @ query), k)[:k].tolist()) for query in queries]
 

@@ -25,6 +25,7 @@ from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, InvalidInput, ShoalError, Unavailable
 from shard.manifest import Manifests
 from shard.model import (
+    UNNAMED,
     Calibration,
     Delete,
     Distance,
@@ -32,19 +33,23 @@ from shard.model import (
     SearchParams,
     ShardConfig,
     Upsert,
-    Vectors,
+    VectorColumn,
+    VectorColumns,
     decode_ids,
     encode_id,
     encode_ids,
+    unnamed,
 )
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
+from tests import columns
+from tests.columns import MANY, WHOLE, WORDS, Row
 from tests.faulty_store import Crash, FaultyStore
 
 PREFIX = "collections/c/shard-0000"
 DIMENSION = 5
-CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=0)
-Model = dict[int, tuple[tuple[float, ...], bytes]]
+CONFIG = ShardConfig.unnamed(DIMENSION, Distance.EUCLID, flat_threshold=0)
+Model = dict[int, tuple[dict[str, Row], bytes]]
 
 
 @pytest.fixture
@@ -76,28 +81,35 @@ def opened(
         engine.close()
 
 
-def upsert(ids: Sequence[int], seed: int = 0, dimension: int = DIMENSION) -> Upsert:
-    vectors = np.random.default_rng(seed).normal(size=(len(ids), dimension)).astype(np.float32)
+def upsert(ids: Sequence[int], seed: int = 0, config: ShardConfig = CONFIG) -> Upsert:
+    vectors = columns.drawn(np.random.default_rng(seed), len(ids), config)
     return Upsert(encode_ids(ids), vectors, [b'{"seed":%d}' % seed] * len(ids))
 
 
 def contents(engine: ShardEngine) -> Model:
+    config = engine._config
     found: Model = {}
     start = b""
     while True:
-        points = engine.scroll(start, 7, with_payload=True, with_vector=True)
+        points = engine.scroll(start, 7, with_payload=True, with_vectors=config.names)
         if not len(points.keys):
             return found
-        assert points.payloads is not None and points.vectors is not None
-        for point_id, payload, vector in zip(
-            decode_ids(points.keys), points.payloads, points.vectors.tolist(), strict=True
+        assert points.payloads is not None
+        for point_id, payload, row in zip(
+            decode_ids(points.keys), points.payloads, rows_of(points.vectors, config), strict=True
         ):
             assert isinstance(point_id, int) and point_id not in found
-            found[point_id] = (tuple(vector), payload)
+            found[point_id] = (row, payload)
         start = encode_id(max(found) + 1)
 
 
-def apply(model: Model, operations: Sequence[Operation]) -> Model:
+def rows_of(vectors: VectorColumns, config: ShardConfig) -> list[dict[str, Row]]:
+    """Plain rows by name, of each point."""
+    plain = [columns.plain(name, column, config) for name, column in vectors.items()]
+    return [dict(zip(vectors, row, strict=True)) for row in zip(*plain, strict=True)]
+
+
+def apply(model: Model, operations: Sequence[Operation], config: ShardConfig = CONFIG) -> Model:
     changed = dict(model)
     for operation in operations:
         ids = [int(point_id) for point_id in decode_ids(operation.keys)]
@@ -105,16 +117,42 @@ def apply(model: Model, operations: Sequence[Operation]) -> Model:
             for point_id in ids:
                 changed.pop(point_id, None)
         else:
-            for point_id, vector, payload in zip(
-                ids, operation.vectors.tolist(), operation.payloads, strict=True
-            ):
-                changed[point_id] = (tuple(vector), payload)
+            rows = rows_of(config.prepare(operation.vectors, len(ids)), config)
+            changed |= dict(zip(ids, zip(rows, operation.payloads, strict=True), strict=True))
     return changed
 
 
-def nearest(model: Model, query: Vectors, limit: int) -> list[float]:
-    vectors = np.array([vector for vector, _ in model.values()], np.float32)
-    return sorted(np.linalg.norm(vectors - query, axis=1).tolist())[:limit]
+def check_searches(
+    engine: ShardEngine, model: Model, seed: int, limit: int = 5, filter: bytes = b""
+) -> None:
+    """Searches by every name are as exact as they are asked to be."""
+    config = engine._config
+    queries = {
+        name: [row for row in columns.plain(name, column, config) if row][:2]
+        for name, column in columns.drawn(np.random.default_rng(seed), 9, config).items()
+    }
+    for name, rows in queries.items():
+        asked = columns.column(name, rows, config)
+        params = SearchParams(
+            limit=limit, exact=True, using=name, with_vectors=(name,), filter=filter
+        )
+        hits = engine.search(asked, params)
+        found = decode_ids(hits.points.keys)
+        stored = {point_id: vectors[name] for point_id, (vectors, _) in model.items()}
+        read = columns.plain(name, hits.points.vectors[name], config)
+        assert read == [stored[point_id] for point_id in found]  # type: ignore[index]
+        ends = np.cumsum(hits.lengths).tolist()
+        assert len(ends) == len(rows) and (not ends or ends[-1] == len(found))
+        for query, first, end in zip(rows, [0, *ends], ends, strict=False):
+            columns.check_nearest(
+                config, name, query, stored, limit, found[first:end], hits.scores[first:end]
+            )
+    for name in config.sparse:
+        indices = np.arange(13, dtype=np.uint32)
+        told = engine.frequencies(name, indices, filter)
+        own = [vectors[name] for vectors, _ in model.values() if vectors[name] is not None]
+        assert told.points == len(own)
+        assert told.counts.tolist() == [sum(index in row for row in own) for index in range(13)]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -132,19 +170,97 @@ def test_what_is_written_is_read(opened: Callable[..., ShardEngine]) -> None:
     model = apply({}, [upsert([3, 1, 2], 1), upsert([2, 7], 2), Delete(encode_ids([1]))])
     assert contents(engine) == model
     assert engine.count() == 3
-    found = engine.retrieve(encode_ids([7, 1, 3]), with_payload=True, with_vector=False)
+    found = engine.retrieve(encode_ids([7, 1, 3]), with_payload=True)
     assert decode_ids(found.keys) == [7, 3]
     assert found.payloads == [b'{"seed":2}', b'{"seed":1}']
 
-    query = upsert([0], 3).vectors
-    hits = engine.search(query, SearchParams(limit=2))
-    np.testing.assert_allclose(hits.scores, nearest(model, query, 2), rtol=1e-5)
-    assert hits.lengths.tolist() == [2]
+    check_searches(engine, model, 3, limit=2)
 
 
 def test_a_write_of_the_wrong_shape_is_refused(opened: Callable[..., ShardEngine]) -> None:
-    with pytest.raises(InvalidInput, match="expected shape"):
-        opened().write([upsert([1], dimension=DIMENSION + 1)])
+    with pytest.raises(InvalidInput, match=r"vectors '': expected 5, got \(6,\)"):
+        opened().write([upsert([1], config=ShardConfig.unnamed(DIMENSION + 1, Distance.EUCLID))])
+
+
+@pytest.mark.parametrize("distance", list(Distance))
+@pytest.mark.parametrize("place", ["memtable", "segments", "indexed", "everywhere"])
+def test_searches_by_each_name_find_the_nearest(
+    opened: Callable[..., ShardEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    distance: Distance,
+) -> None:
+    monkeypatch.setattr("shard.index.columns._FEW_ROWS", 10)
+    indexed = place in ("indexed", "everywhere")
+    rows = 3_000 if indexed else 300
+    config = columns.config_of(distance, flat_threshold=1_000, recall_target=0.9)
+    engine = opened(config)
+    operations: list[Operation] = [
+        upsert(range(rows), 1, config),
+        Delete(encode_ids(range(0, rows, 5))),
+    ]
+    engine.write(operations).result()
+    if place != "memtable":
+        engine.snapshot()
+    if indexed:
+        wait_until(lambda: not engine.info().building)
+        indexes = engine.info().segments[0].indexes
+        assert all(indexes[name].startswith("IVF") for name in config.vectors)
+        assert indexes[WORDS] == "postings"
+    if place in ("segments", "everywhere"):
+        operations += [upsert(range(20, 60), 2, config), Delete(encode_ids([21, 22, 70]))]
+        engine.write(operations[2:]).result()
+        engine.snapshot()
+    if place == "everywhere":
+        operations += [upsert(range(50, 90), 3, config), Delete(encode_ids([51, 23, 100]))]
+        engine.write(operations[4:]).result()
+    model = apply({}, operations, config)
+    assert contents(engine) == model
+    for seed in range(10, 14):
+        check_searches(engine, model, seed, limit=10)
+        check_searches(engine, model, seed, limit=2 * rows)
+
+    # Not exact, where there is an index.
+    queries = upsert(range(200), 30, config).vectors
+    for name in config.vectors:
+        asked = queries[name].take(np.flatnonzero(queries[name].has())[:50])
+        exact, approximate = (
+            engine.search(asked, SearchParams(limit=10, using=name, exact=exact)).points.keys
+            for exact in (True, False)
+        )
+        assert len(exact) == len(approximate) == 10 * asked.rows
+        shared = [
+            len(np.intersect1d(one, other))
+            for one, other in zip(exact.reshape(-1, 10), approximate.reshape(-1, 10), strict=True)
+        ]
+        # Settings are for single vectors, of which several must be found for a point.
+        least = (0.7 if name == MANY else 0.85) if indexed else 1
+        assert sum(shared) / len(exact) >= least
+
+
+def test_what_is_not_there_by_that_name_is_told(opened: Callable[..., ShardEngine]) -> None:
+    engine = opened(columns.CONFIG)
+    engine.write([upsert(range(3), 1, columns.CONFIG)]).result()
+    queries = upsert([0], 2, columns.CONFIG).vectors
+    missing = "Not existing vector name error: other"
+    with pytest.raises(InvalidInput, match=missing):
+        engine.search(queries[WHOLE], SearchParams(limit=1, using="other"))
+    with pytest.raises(InvalidInput, match=missing):
+        engine.search(queries[WHOLE], SearchParams(limit=1, using=WHOLE, with_vectors=("other",)))
+    with pytest.raises(InvalidInput, match=missing):
+        engine.retrieve(encode_ids([1]), with_payload=False, with_vectors=["other"])
+    with pytest.raises(InvalidInput, match=missing):
+        engine.scroll(b"", 9, with_payload=False, with_vectors=["other"])
+    with pytest.raises(InvalidInput, match=missing):
+        engine.frequencies("other", np.array([1], np.uint32))
+    with pytest.raises(InvalidInput, match="Not existing vector name error: whole"):
+        engine.frequencies(WHOLE, np.array([1], np.uint32))
+    with pytest.raises(InvalidInput, match="vectors 'words': expected sparse ones"):
+        engine.search(queries[WHOLE], SearchParams(limit=1, using=WORDS))
+    with pytest.raises(InvalidInput, match="vectors 'whole': expected 3, got"):
+        engine.search(queries[WORDS], SearchParams(limit=1, using=WHOLE))
+    with pytest.raises(InvalidInput, match="Not existing vector name error: other"):
+        engine.write([Upsert(encode_ids([1]), {"other": queries[WHOLE]}, [b""])])
 
 
 def test_everything_comes_back_from_log_and_snapshot(opened: Callable[..., ShardEngine]) -> None:
@@ -296,7 +412,7 @@ def test_only_what_the_manifest_names_is_kept(
 def test_a_large_segment_gets_an_index_that_reaches_the_target(
     opened: Callable[..., ShardEngine],
 ) -> None:
-    config = ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000)
+    config = ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=2_000)
     engine = opened(config)
     chance = np.random.default_rng(5)
     centers = chance.normal(size=(40, 16)) * 3
@@ -305,19 +421,21 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
     )
     for start in range(0, 4_000, 500):
         ids = range(start, start + 500)
-        engine.write([Upsert(encode_ids(ids), vectors[start : start + 500], [b"{}"] * 500)])
+        engine.write(
+            [Upsert(encode_ids(ids), unnamed(vectors[start : start + 500]), [b"{}"] * 500)]
+        )
     engine.write([Delete(encode_ids(range(300)))]).result()
     engine.snapshot()
     wait_until(lambda: not engine.info().building)
     info = engine.info()
     assert info.points == info.indexed == 3_700
     (segment,) = info.segments
-    assert segment.index.startswith("IVF")
-    assert segment.calibration is not None
-    assert segment.calibration.recall >= segment.calibration.target == 0.95
+    assert segment.indexes[UNNAMED].startswith("IVF")
+    calibration = segment.calibrations[UNNAMED]
+    assert calibration.recall >= calibration.target == 0.95
 
     noise = chance.normal(size=(100, 16)).astype(np.float32) * np.float32(0.3)
-    queries = vectors[chance.integers(4_000, size=100)] + noise
+    queries = VectorColumn(vectors[chance.integers(4_000, size=100)] + noise)
     exact = engine.search(queries, SearchParams(limit=10, exact=True)).points.keys
     approximate = engine.search(queries, SearchParams(limit=10)).points.keys
     hits = sum(
@@ -328,12 +446,15 @@ def test_a_large_segment_gets_an_index_that_reaches_the_target(
 
     engine.write([Delete(encode_ids(range(300, 350)))]).result()
     engine.reconfigure(
-        ShardConfig(dimension=16, distance=Distance.COSINE, flat_threshold=2_000, recall_target=0.6)
+        ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=2_000, recall_target=0.6)
     )
 
     def targets() -> list[float]:
-        calibrations = [segment.calibration for segment in engine.info().segments]
-        return [one.target for one in calibrations if one is not None]
+        return [
+            one.target
+            for segment in engine.info().segments
+            for one in segment.calibrations.values()
+        ]
 
     wait_until(lambda: targets() == [0.6])
     assert engine.count() == 3_650
@@ -350,13 +471,13 @@ def test_writes_are_seen_while_an_index_is_built(
     building: Future[None] = Future()
     merge = builder.merge
 
-    def held_up(*arguments: Any, **options: Any) -> Calibration | None:
+    def held_up(*arguments: Any, **options: Any) -> dict[str, Calibration]:
         building.set_result(None)
         release.result()
         return merge(*arguments, **options)
 
     monkeypatch.setattr(builder, "merge", held_up)
-    config = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, flat_threshold=1_000)
+    config = ShardConfig.unnamed(DIMENSION, Distance.EUCLID, flat_threshold=1_000)
     engine = opened(config)
     engine.write([upsert(range(1_500), 1)]).result()
     engine.snapshot()
@@ -460,11 +581,16 @@ class EngineMachine(RuleBasedStateMachine):
         self.seed = 0
         self.config = CONFIG
 
-    @initialize(flat_threshold=st.sampled_from([0, 40]), distance=st.sampled_from(list(Distance)))
-    def configure(self, flat_threshold: int, distance: Distance) -> None:
-        self.config = ShardConfig(
-            dimension=DIMENSION, distance=distance, flat_threshold=flat_threshold
-        )
+    @initialize(
+        flat_threshold=st.sampled_from([0, 40]),
+        distance=st.sampled_from(list(Distance)),
+        every_kind=st.booleans(),
+    )
+    def configure(self, flat_threshold: int, distance: Distance, every_kind: bool) -> None:
+        if every_kind:
+            self.config = columns.config_of(distance, flat_threshold=flat_threshold)
+        else:
+            self.config = ShardConfig.unnamed(DIMENSION, distance, flat_threshold=flat_threshold)
 
     @rule(crash=st.none() | st.tuples(st.integers(0, 30), st.booleans()))
     def open(self, crash: tuple[int, bool] | None) -> None:
@@ -487,10 +613,13 @@ class EngineMachine(RuleBasedStateMachine):
     def write(self, ids: set[int], gone: set[int]) -> None:
         engine = self._engine()
         self.seed += 1
-        written = upsert(sorted(ids), self.seed)
+        written = upsert(sorted(ids), self.seed, self.config)
+        # What is left out no point has.
+        left_out = set(self.config.names[1 + self.seed % 4 :])
+        vectors = {name: one for name, one in written.vectors.items() if name not in left_out}
+        written = msgspec.structs.replace(written, vectors=vectors)
         gone_keys = Delete(encode_ids(sorted(gone - ids)))
-        stored = msgspec.structs.replace(written, vectors=self.config.prepare(written.vectors))
-        after = apply(self.model, [stored, gone_keys])
+        after = apply(self.model, [written, gone_keys], self.config)
         try:
             engine.write([written, gone_keys]).result()
         except ShoalError:
@@ -528,11 +657,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         assert contents(self.engine) == self.model
         assert self.engine.count() == len(self.model)
-        query = np.full((1, DIMENSION), 0.3, np.float32)
-        hits = self.engine.search(query, SearchParams(limit=5, exact=True, with_payload=True))
-        assert hits.lengths.tolist() == [min(5, len(self.model))]
-        if self.config.distance is Distance.EUCLID and self.model:
-            np.testing.assert_allclose(hits.scores, nearest(self.model, query, 5), rtol=1e-4)
+        check_searches(self.engine, self.model, self.seed)
 
     def _engine(self) -> ShardEngine:
         if self.engine is None:

@@ -31,7 +31,7 @@ from cluster.ingest.sources import Source
 from cluster.snapshots import Snapshots, archive_bytes
 from router.api.convert import encode_payloads
 from shard.errors import InvalidInput, NotFound
-from shard.model import Distance, PointId, Points, ShardConfig, encode_ids
+from shard.model import UNNAMED, Distance, PointId, Points, ShardConfig, encode_ids, unnamed
 from shard.objects.local import LocalObjectStore
 from tests.shoal_process import ShoalProcess
 
@@ -64,27 +64,28 @@ def test_rows_come_back_to_the_last_bit(
     rows: list[tuple[PointId, dict[str, Any] | None]],
 ) -> None:
     folder = tmp_path_factory.mktemp("files")
-    config = ShardConfig(dimension=dimension, distance=distance)
+    config = ShardConfig.unnamed(dimension, distance)
     row = st.lists(components, min_size=dimension, max_size=dimension)
     given_vectors = [data.draw(row) for _ in rows]
-    vectors = config.prepare(np.array(given_vectors, np.float32).reshape(-1, dimension))
+    own = config.vectors[UNNAMED]
+    vectors = own.prepare(np.array(given_vectors, np.float32).reshape(-1, dimension))
     order = sorted(range(len(rows)), key=lambda one: encode_ids([rows[one][0]])[0])
     points = Points(
         encode_ids([rows[one][0] for one in order]),
         encode_payloads([rows[one][1] for one in order], "{}"),
-        vectors[order],
+        unnamed(vectors[order]),
     )
     found: list[tuple[bytes, bytes, bytes]] = []
-    for path, count in _files(iter([points]), dimension, folder):
+    for path, count in _files(iter([points]), config, folder):
         source = Source(str(path))
         (file,) = source.files()
         before = len(found)
         for part in source.ranges(0, file, 1):
             for batch in source.read(file, part):
-                parser = Parser(Columns(), dimension, batch.columns.schema, file)
+                parser = Parser(Columns(), config, batch.columns.schema, file)
                 parsed = parser.parse(batch)
                 assert not parsed.bad and not parser.ignored
-                again = config.prepare(parsed.vectors)
+                again = own.prepare(parsed.vectors[UNNAMED].values)
                 found += [
                     (bytes(key), payload, vector.tobytes())
                     for key, payload, vector in zip(
@@ -92,11 +93,11 @@ def test_rows_come_back_to_the_last_bit(
                     )
                 ]
         assert len(found) - before == count
-    assert points.payloads is not None and points.vectors is not None
+    assert points.payloads is not None
     assert found == [
         (key, payload, vector.tobytes())
         for key, payload, vector in zip(
-            points.keys.tolist(), points.payloads, points.vectors, strict=True
+            points.keys.tolist(), points.payloads, vectors[order], strict=True
         )
     ]
 
@@ -104,18 +105,19 @@ def test_rows_come_back_to_the_last_bit(
 def test_large_exports_are_parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.export.tasks.FILE_BYTES", 40_000)
     monkeypatch.setattr("cluster.export.tasks.ROW_GROUP_BYTES", 16_000)
-    vectors = np.ones((5_000, 8), np.float32)
+    config = ShardConfig.unnamed(8, Distance.EUCLID)
+    vectors = unnamed(np.ones((500, 8), np.float32))
     batches = [
-        Points(encode_ids(list(range(first, first + 500))), [b""] * 500, vectors[:500])
+        Points(encode_ids(list(range(first, first + 500))), [b""] * 500, vectors)
         for first in range(0, 5_000, 500)
     ]
-    counts = [count for _, count in _files(iter(batches), 8, tmp_path)]
+    counts = [count for _, count in _files(iter(batches), config, tmp_path)]
     assert counts == [1_000, 1_000, 1_000, 1_000, 1_000]
-    assert list(_files(iter([]), 8, tmp_path)) == []
+    assert list(_files(iter([]), config, tmp_path)) == []
 
 
 def snapshot_of(store: LocalObjectStore, snapshots: Snapshots) -> Summary:
-    config = ShardConfig(dimension=2, distance=Distance.DOT)
+    config = ShardConfig.unnamed(2, Distance.DOT)
     files = [ExportedFile("shard-0000-000000.parquet", 600, 3), ExportedFile("b.parquet", 512, 1)]
     summary = Summary(
         name="s.snapshot",
@@ -305,8 +307,10 @@ def test_a_bad_snapshot_leaves_the_collection_as_it_was(
         return place
 
     bad: list[dict[str, Any]] = [
-        {"collection__config__dimension": -5},
-        {"collection__config__dimension": 13},
+        {"collection__config__vectors____dimension": -5},
+        {"collection__config__vectors____dimension": 13},
+        {"collection__config__vectors": {}},
+        {"collection__config__sparse": {"": {}}},
         {"collection__shard_count": 0},
         {"collection__shard_count": 10**9},
         {"collection__settings": {"hnsw_config": 5, "vectors": "x"}},

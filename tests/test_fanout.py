@@ -19,6 +19,7 @@ from router.fanout import Fanout
 from shard.engine import ShardEngine
 from shard.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from shard.model import (
+    UNNAMED,
     Delete,
     Distance,
     Hits,
@@ -26,10 +27,12 @@ from shard.model import (
     SearchParams,
     ShardConfig,
     Upsert,
+    VectorColumn,
     Vectors,
     decode_ids,
     encode_ids,
     shards_of,
+    unnamed,
 )
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
@@ -120,7 +123,7 @@ async def cluster(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 def make_collection(distance: Distance = Distance.EUCLID, shards: int = SHARDS) -> Collection:
-    config = ShardConfig(dimension=DIMENSION, distance=distance)
+    config = ShardConfig.unnamed(DIMENSION, distance)
     return Collection(id="c0ffee", name="cups", shard_count=shards, config=config)
 
 
@@ -128,9 +131,13 @@ def random_vectors(rows: int, seed: int = 0) -> Vectors:
     return np.random.default_rng(seed).standard_normal((rows, DIMENSION), np.float32)
 
 
+def random_queries(rows: int, seed: int = 0) -> VectorColumn:
+    return VectorColumn(random_vectors(rows, seed))
+
+
 def upsert(vectors: Vectors, first_id: int = 0) -> Upsert:
     ids = range(first_id, first_id + len(vectors))
-    return Upsert(encode_ids(ids), vectors, [b'{"id": %d}' % number for number in ids])
+    return Upsert(encode_ids(ids), unnamed(vectors), [b'{"id": %d}' % number for number in ids])
 
 
 async def write(cluster: Cluster, collection: Collection, *operations: Operation) -> None:
@@ -139,7 +146,7 @@ async def write(cluster: Cluster, collection: Collection, *operations: Operation
 
 async def retrieve(cluster: Cluster, collection: Collection, ids: list[int]) -> dict[int, bytes]:
     points = await cluster.fanout.retrieve(
-        collection, encode_ids(ids), with_payload=True, with_vector=False, timeout=TIMEOUT
+        collection, encode_ids(ids), with_payload=True, timeout=TIMEOUT
     )
     ids_found = cast(list[int], decode_ids(points.keys))
     return dict(zip(ids_found, points.payloads or [], strict=True))
@@ -162,12 +169,12 @@ def nearness(stored: Vectors, queries: Vectors, distance: Distance) -> Vectors:
 
 
 def check_nearest(
-    hits: Hits, stored: Vectors, queries: Vectors, limit: int, distance: Distance
+    hits: Hits, stored: Vectors, queries: VectorColumn, limit: int, distance: Distance
 ) -> None:
     """``hits`` are what brute force over all of ``stored``, ids from 0, finds."""
-    scores = nearness(stored, queries, distance)
+    scores = nearness(stored, queries.values, distance)
     sign = -1 if distance.higher_is_nearer else 1
-    assert hits.lengths.tolist() == [limit] * len(queries)
+    assert hits.lengths.tolist() == [limit] * queries.rows
     best = sign * np.sort(sign * scores, axis=1)[:, :limit]
     np.testing.assert_allclose(hits.scores.reshape(-1, limit), best, rtol=1e-4, atol=1e-5)
     ids = np.array(decode_ids(hits.points.keys)).reshape(-1, limit)
@@ -190,16 +197,15 @@ async def test_search_is_that_of_the_union(cluster: Cluster, distance: Distance)
     collection = make_collection(distance)
     cluster.start("a", "b", "c")
     await cluster.place(collection, ["a", "b", "c", "a", "b"])
-    stored, queries = random_vectors(300), random_vectors(40, seed=1)
+    stored, queries = random_vectors(300), random_queries(40, seed=1)
     await write(cluster, collection, upsert(stored))
-    params = SearchParams(limit=7, exact=True, with_payload=True, with_vector=True)
+    params = SearchParams(limit=7, exact=True, with_payload=True, with_vectors=(UNNAMED,))
     hits = await cluster.fanout.search(collection, queries, params, timeout=TIMEOUT)
     check_nearest(hits, stored, queries, 7, distance)
     ids = decode_ids(hits.points.keys)
     assert hits.points.payloads == [b'{"id": %d}' % point_id for point_id in ids]
-    assert hits.points.vectors is not None
-    expected = collection.config.prepare(stored)[np.array(ids)]
-    np.testing.assert_allclose(hits.points.vectors, expected, rtol=1e-5)
+    expected = collection.config.vectors[UNNAMED].prepare(stored)[np.array(ids)]
+    np.testing.assert_allclose(hits.points.vectors[UNNAMED].values, expected, rtol=1e-5)
 
 
 async def test_ties_are_broken_by_key_however_shards_are_placed(cluster: Cluster) -> None:
@@ -207,7 +213,7 @@ async def test_ties_are_broken_by_key_however_shards_are_placed(cluster: Cluster
     cluster.start("a", "b", "c")
     await cluster.place(collection, ["a"] * SHARDS)
     await write(cluster, collection, upsert(np.ones((60, DIMENSION), np.float32)))
-    query = np.ones((1, DIMENSION), np.float32)
+    query = VectorColumn(np.ones((1, DIMENSION), np.float32))
     for placement in (["a"] * SHARDS, ["b", "c", "a", "c", "b"]):
         await cluster.place(collection, placement)
         hits = await cluster.fanout.search(
@@ -220,13 +226,12 @@ async def test_fewer_points_than_asked_for(cluster: Cluster) -> None:
     collection = make_collection()
     cluster.start("a", "b")
     await cluster.place(collection, ["a", "b", "a", "b", "a"])
-    params = SearchParams(limit=9, with_payload=True, with_vector=True)
-    queries = random_vectors(2)
+    params = SearchParams(limit=9, with_payload=True, with_vectors=(UNNAMED,))
+    queries = random_queries(2)
     empty = await cluster.fanout.search(collection, queries, params, timeout=TIMEOUT)
     assert empty.lengths.tolist() == [0, 0]
     assert empty.points.payloads == []
-    assert empty.points.vectors is not None
-    assert empty.points.vectors.shape == (0, DIMENSION)
+    assert empty.points.vectors[UNNAMED].values.shape == (0, DIMENSION)
     await write(cluster, collection, upsert(random_vectors(3)))
     hits = await cluster.fanout.search(collection, queries, params, timeout=TIMEOUT)
     assert hits.lengths.tolist() == [3, 3]
@@ -237,7 +242,8 @@ async def test_operations_of_one_write_take_effect_in_order(cluster: Cluster) ->
     cluster.start("a", "b")
     await cluster.place(collection, ["a", "b", "a", "b", "a"])
     everything = upsert(random_vectors(50))
-    again = Upsert(everything.keys[10:30], everything.vectors[10:30], [b'"again"'] * 20)
+    vectors = {UNNAMED: everything.vectors[UNNAMED].slice(10, 30)}
+    again = Upsert(everything.keys[10:30], vectors, [b'"again"'] * 20)
     sequence = await cluster.fanout.write(
         collection,
         [everything, Delete(encode_ids(range(20))), again, Delete(encode_ids([25, 99]))],
@@ -262,24 +268,24 @@ async def test_reading_points_back(cluster: Cluster) -> None:
     vectors = random_vectors(40)
     await write(cluster, collection, upsert(vectors))
     points = await cluster.fanout.retrieve(
-        collection, encode_ids([30, 2, 77, 9]), with_payload=False, with_vector=True, timeout=5
+        collection,
+        encode_ids([30, 2, 77, 9]),
+        with_payload=False,
+        with_vectors=[UNNAMED],
+        timeout=5,
     )
     assert decode_ids(points.keys) == [30, 2, 9]
     assert points.payloads is None
-    assert points.vectors is not None
-    assert np.array_equal(points.vectors, vectors[[30, 2, 9]])
+    assert np.array_equal(points.vectors[UNNAMED].values, vectors[[30, 2, 9]])
     none = await cluster.fanout.retrieve(
-        collection, encode_ids([]), with_payload=True, with_vector=True, timeout=5
+        collection, encode_ids([]), with_payload=True, with_vectors=[UNNAMED], timeout=5
     )
     assert none.payloads == []
-    assert none.vectors is not None
-    assert none.vectors.shape == (0, DIMENSION)
+    assert none.vectors[UNNAMED].values.shape == (0, DIMENSION)
 
     start, pages = b"", []
     while True:
-        page = await cluster.fanout.scroll(
-            collection, start, 7, with_payload=True, with_vector=False, timeout=TIMEOUT
-        )
+        page = await cluster.fanout.scroll(collection, start, 7, with_payload=True, timeout=TIMEOUT)
         ids = decode_ids(page.keys)
         assert page.payloads == [b'{"id": %d}' % point_id for point_id in ids]
         pages.append(ids)
@@ -311,7 +317,7 @@ async def test_a_dead_server_is_left_for_the_one_that_takes_its_shards(cluster: 
     cluster.start("a", "b")
     placement = ["a", "b", "a", "b", "a"]
     await cluster.place(collection, placement)
-    stored, queries = random_vectors(100), random_vectors(3, seed=1)
+    stored, queries = random_vectors(100), random_queries(3, seed=1)
     await write(cluster, collection, upsert(stored))
     await cluster.stop("b")
     params = SearchParams(limit=5, exact=True)
@@ -320,9 +326,7 @@ async def test_a_dead_server_is_left_for_the_one_that_takes_its_shards(cluster: 
     )
     writing = asyncio.create_task(write(cluster, collection, Delete(encode_ids(range(90, 100)))))
     scrolling = asyncio.create_task(
-        cluster.fanout.scroll(
-            collection, b"", 90, with_payload=False, with_vector=False, timeout=TIMEOUT
-        )
+        cluster.fanout.scroll(collection, b"", 90, with_payload=False, timeout=TIMEOUT)
     )
     await asyncio.sleep(0.2)
     assert not searching.done() and not writing.done() and not scrolling.done()
@@ -345,7 +349,7 @@ from shard.rpc.server import ShardServer
 _, store, scratch, shards = sys.argv
 server = ShardServer(open_object_store(store), Path(scratch), host="127.0.0.1")
 print(server.start(), flush=True)
-config = ShardConfig(dimension=8, distance=Distance.EUCLID)
+config = ShardConfig.unnamed(8, Distance.EUCLID)
 server.assign({("c0ffee", number): config for number in range(int(shards))})
 sys.stdin.read()
 """
@@ -426,7 +430,7 @@ async def test_requests_go_on_while_shards_move(cluster: Cluster) -> None:
 
     async def search(seed: int) -> None:
         while not moved.is_set():
-            queries = random_vectors(2, seed)
+            queries = random_queries(2, seed)
             params = SearchParams(limit=5, exact=True)
             hits = await cluster.fanout.search(collection, queries, params, timeout=TIMEOUT)
             check_nearest(hits, stored, queries, 5, Distance.EUCLID)
@@ -503,8 +507,8 @@ async def test_no_answer_is_made_of_some_shards_only(cluster: Cluster) -> None:
     await cluster.place(collection, ["a", "b", "a", "b", "a"])
     await write(cluster, collection, upsert(random_vectors(50)))
     await cluster.stop("b")
-    fanout, query = cluster.fanout, random_vectors(1)
-    columns: Any = {"with_payload": False, "with_vector": False}
+    fanout, query = cluster.fanout, random_queries(1)
+    columns: Any = {"with_payload": False}
     for asking in (
         fanout.search(collection, query, SearchParams(limit=3), timeout=0.5),
         fanout.count(collection, timeout=0.5),
@@ -524,7 +528,7 @@ async def test_what_the_shards_refuse_is_not_tried_again(cluster: Cluster) -> No
     await cluster.place(collection, ["a", "b", "a", "b", "a"])
     params = SearchParams(limit=0)
     with pytest.raises(InvalidInput, match="limit: expected 1 or more"):
-        await cluster.fanout.search(collection, random_vectors(1), params, timeout=TIMEOUT)
+        await cluster.fanout.search(collection, random_queries(1), params, timeout=TIMEOUT)
 
 
 class Gate:
@@ -543,7 +547,7 @@ class Gate:
             prefixes[id(engine)] = prefix[-1]
             return engine
 
-        def search(engine: ShardEngine, queries: Vectors, params: SearchParams) -> Hits:
+        def search(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:
             shard = prefixes[id(engine)]
             self.searches.append(shard)
             if shard in self.failures:
@@ -573,7 +577,7 @@ async def test_only_what_failed_is_tried_again(gate: Gate, cluster: Cluster) -> 
     collection = await two_servers(cluster)
     gate.failures = {"1": Unavailable("moving")}
     hits = await cluster.fanout.search(
-        collection, random_vectors(1), SearchParams(limit=20), timeout=TIMEOUT
+        collection, random_queries(1), SearchParams(limit=20), timeout=TIMEOUT
     )
     assert hits.lengths.tolist() == [20]
     assert sorted(gate.searches) == ["0", "1", "1"]
@@ -585,7 +589,7 @@ async def test_one_failure_for_good_cancels_the_other_calls(gate: Gate, cluster:
     gate.failures = {"1": Overloaded("full")}
     with pytest.raises(Overloaded, match="full"):
         await cluster.fanout.search(
-            collection, random_vectors(1), SearchParams(limit=20), timeout=TIMEOUT
+            collection, random_queries(1), SearchParams(limit=20), timeout=TIMEOUT
         )
     await until(lambda: cluster.servers["a"]._waiting == 0)
     gate.open.set()
@@ -596,7 +600,7 @@ async def test_cancelling_a_request_cancels_its_calls(gate: Gate, cluster: Clust
     gate.held = {"0", "1"}
     searching = asyncio.create_task(
         cluster.fanout.search(
-            collection, random_vectors(1), SearchParams(limit=20), timeout=TIMEOUT
+            collection, random_queries(1), SearchParams(limit=20), timeout=TIMEOUT
         )
     )
     await until(lambda: len(gate.searches) == 2)
@@ -612,7 +616,7 @@ async def test_a_shard_that_is_too_slow_is_a_timeout(gate: Gate, cluster: Cluste
     gate.held = {"1"}
     with pytest.raises(TimeoutError, match=r"shards \[1\] did not answer within 0.3 s"):
         await cluster.fanout.search(
-            collection, random_vectors(1), SearchParams(limit=20), timeout=0.3
+            collection, random_queries(1), SearchParams(limit=20), timeout=0.3
         )
     gate.open.set()
 
@@ -628,9 +632,8 @@ async def test_many_requests_at_once(cluster: Cluster) -> None:
         await write(cluster, collection, upsert(stored[mine.start : mine.stop], mine.start))
         assert sorted(await retrieve(cluster, collection, list(mine))) == list(mine)
         params = SearchParams(limit=1, exact=True)
-        hits = await cluster.fanout.search(
-            collection, stored[mine.start : mine.stop], params, timeout=TIMEOUT
-        )
+        queries = VectorColumn(stored[mine.start : mine.stop])
+        hits = await cluster.fanout.search(collection, queries, params, timeout=TIMEOUT)
         assert decode_ids(hits.points.keys) == list(mine)
 
     await asyncio.gather(*map(work, range(64)))

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -29,18 +30,24 @@ def as_sent(given: models.Filter) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(deadline=None, max_examples=1_500)
-@given(filters.filters, st.lists(filters.payloads, min_size=1, max_size=6))
+@given(
+    filters.filters,
+    st.lists(
+        st.tuples(filters.payloads, st.sets(st.sampled_from(["", "other"]))), min_size=1, max_size=6
+    ),
+)
 def test_the_same_points_match_as_in_qdrant(
-    filter: models.Filter, payloads: list[dict[str, Any]]
+    filter: models.Filter, points: list[tuple[dict[str, Any], set[str]]]
 ) -> None:
-    ids = filters.IDS[: len(payloads)]
+    ids = filters.IDS[: len(points)]
     encoded = decode(as_sent(filter)).check("filter")
     keys = encode_ids([UUID(one) if isinstance(one, str) else one for one in ids])
-    stored = [orjson.dumps(payload) if payload else b"" for payload in payloads]
-    found = matcher(encoded or b"{}").matches(keys, stored).tolist()
-    assert found == [
-        check_filter(filter, orjson.loads(orjson.dumps(payload)), one, {"": True})
-        for payload, one in zip(payloads, ids, strict=True)
+    stored = [orjson.dumps(payload) if payload else b"" for payload, _ in points]
+    compiled = matcher(encoded or b"{}")
+    has = {name: np.array([name in own for _, own in points]) for name in compiled.vector_names}
+    assert compiled.matches(keys, stored, has).tolist() == [
+        check_filter(filter, orjson.loads(orjson.dumps(payload)), one, dict.fromkeys(own, True))
+        for (payload, own), one in zip(points, ids, strict=True)
     ]
 
 

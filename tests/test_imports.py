@@ -18,6 +18,7 @@ from shard.index.ivfpq import IvfPqIndex
 from shard.log import WriteAheadLog
 from shard.manifest import Manifest, Manifests, SegmentEntry, pack_dead
 from shard.model import (
+    UNNAMED,
     Delete,
     Distance,
     Import,
@@ -26,8 +27,10 @@ from shard.model import (
     SearchParams,
     ShardConfig,
     Upsert,
+    VectorColumn,
     decode_ids,
     encode_ids,
+    unnamed,
 )
 from shard.objects.local import LocalObjectStore
 from shard.segment_store import imported_id, job_of
@@ -35,7 +38,7 @@ from tests.faulty_store import Crash, FaultyStore
 
 PREFIX = "collections/c/shard-0000"
 DIMENSION = 8
-CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID)
+CONFIG = ShardConfig.unnamed(DIMENSION, Distance.EUCLID)
 JOB = "0000000007-0123abcd"
 Model = dict[int, bytes]
 
@@ -43,7 +46,7 @@ Model = dict[int, bytes]
 def upsert(ids: list[int], word: str) -> Upsert:
     vectors = np.random.default_rng(len(word)).normal(size=(len(ids), DIMENSION))
     payload = b'{"of":"%s"}' % word.encode()
-    return Upsert(encode_ids(ids), vectors.astype(np.float32), [payload] * len(ids))
+    return Upsert(encode_ids(ids), unnamed(vectors.astype(np.float32)), [payload] * len(ids))
 
 
 def apply(model: Model, operation: Operation) -> None:
@@ -56,7 +59,7 @@ def apply(model: Model, operation: Operation) -> None:
 
 
 def contents(engine: ShardEngine) -> Model:
-    points = engine.scroll(b"", 1_000_000, with_payload=True, with_vector=False)
+    points = engine.scroll(b"", 1_000_000, with_payload=True)
     assert points.payloads is not None
     assert engine.count() == len(points.keys)
     return dict(zip(decode_ids(points.keys), points.payloads, strict=True))  # type: ignore[arg-type]
@@ -237,23 +240,23 @@ def test_a_job_erases_what_it_stored(shard: Shard, tmp_path: Path) -> None:
 def test_imported_segments_share_a_template(shard: Shard, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(12_000, DIMENSION)).astype(np.float32)
-    index = IvfPqIndex.train(vectors[:4_000], len(vectors), CONFIG.distance, seed=0)
+    index = IvfPqIndex.train(vectors[:4_000], len(vectors), Distance.EUCLID, seed=0)
     assert index.rows == 0
     template = tmp_path / "template"
     index.write(template)
     shard.follow(Import(JOB, ready=False))
-    points = Points(encode_ids(list(range(len(vectors)))), [b""] * len(vectors), vectors)
+    points = Points(encode_ids(list(range(len(vectors)))), [b""] * len(vectors), unnamed(vectors))
     entry = shard.imports.write_segment(
         imported_id(JOB, 0), [points], len(points.keys), CONFIG, tmp_path / "w", template=template
     )
-    assert entry.calibration is not None and not list((tmp_path / "w").iterdir())
+    assert UNNAMED in entry.calibrations and not list((tmp_path / "w").iterdir())
     shard.imports.put_list(JOB, [entry])
     shard.follow(Import(JOB, ready=True))
     wait_until(lambda: JOB in shard.manifest().taken_in)
     assert shard.engine is not None
     info = shard.engine.info()
-    assert info.indexed == len(vectors) and info.segments[0].index == index.name
-    queries = vectors[:100] + 0.01
+    assert info.indexed == len(vectors) and info.segments[0].indexes == {UNNAMED: index.name}
+    queries = VectorColumn(vectors[:100] + np.float32(0.01))
     found = shard.engine.search(queries, SearchParams(limit=10))
     exact = shard.engine.search(queries, SearchParams(limit=10, exact=True))
     shared = [

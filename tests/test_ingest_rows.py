@@ -19,22 +19,23 @@ from cluster.ingest.jobs import Columns
 from cluster.ingest.rows import NAMESPACE, Parsed, Parser
 from cluster.ingest.sources import Source
 from shard.errors import InvalidInput, NotFound
-from shard.model import PointId, decode_ids
+from shard.model import UNNAMED, Distance, PointId, ShardConfig, decode_ids
 
 D = 4
 VECTORS = np.arange(40, dtype=np.float32).reshape(10, D)
 
 
 FOUND = Columns()
+CONFIG = ShardConfig.unnamed(D, Distance.EUCLID)
 
 
-def read(path: Path, columns: Columns = FOUND, dimension: int = D) -> list[Parsed]:
+def read(path: Path, columns: Columns = FOUND, config: ShardConfig = CONFIG) -> list[Parsed]:
     source = Source(str(path))
     parsed = []
     for number, file in enumerate(source.files()):
         for part in source.ranges(number, file, 16):
             for batch in source.read(file, part):
-                parser = Parser(columns, dimension, batch.columns.schema, file)
+                parser = Parser(columns, config, batch.columns.schema, file)
                 parsed.append(parser.parse(batch))
     return parsed
 
@@ -44,7 +45,7 @@ def ids(parsed: list[Parsed]) -> list[PointId]:
 
 
 def vectors(parsed: list[Parsed]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.concatenate([part.vectors for part in parsed])
+    return np.concatenate([part.vectors[UNNAMED].values for part in parsed])
 
 
 def payloads(parsed: list[Parsed]) -> list[object]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import shard.log
 from shard.errors import Corrupt, Fenced, NotFound, ShoalError, Unavailable
 from shard.log import Record, WriteAheadLog
-from shard.model import Delete, Operation, PointId, Upsert, decode_ids, encode_ids
+from shard.model import UNNAMED, Delete, Operation, PointId, Upsert, decode_ids, encode_ids, unnamed
 from shard.objects import ObjectStore, conditional
 from shard.objects.local import LocalObjectStore
 from tests.faulty_store import FaultyStore
@@ -54,8 +54,8 @@ def replayed(store: ObjectStore, after: int = 0) -> list[list[PointId]]:
 
 def test_round_trip(object_store: ObjectStore) -> None:
     vectors = np.random.default_rng(1).standard_normal((3, 5)).astype(np.float32)
-    upsert = Upsert(encode_ids([7, 2**64 - 1, 0]), vectors, [b"", b'{"a":1}', b"{}"])
-    empty = Upsert(encode_ids([]), np.empty((0, 5), np.float32), [])
+    upsert = Upsert(encode_ids([7, 2**64 - 1, 0]), unnamed(vectors), [b"", b'{"a":1}', b"{}"])
+    empty = Upsert(encode_ids([]), unnamed(np.empty((0, 5), np.float32)), [])
     log = WriteAheadLog(object_store, PREFIX)
     assert list(log.take_over(0)) == []
     assert log.append([upsert, Delete(encode_ids([7])), empty]) == 2
@@ -71,14 +71,15 @@ def test_round_trip(object_store: ObjectStore) -> None:
     assert isinstance(nothing, Upsert)
     assert isinstance(deleted, Delete)
     assert read.keys.dtype == upsert.keys.dtype
-    assert read.vectors.dtype == np.float32
-    assert read.vectors.flags.aligned
-    assert read.vectors.flags.c_contiguous
+    values = read.vectors[UNNAMED].values
+    assert values.dtype == np.float32
+    assert values.flags.aligned
+    assert values.flags.c_contiguous
     np.testing.assert_array_equal(read.keys, upsert.keys)
-    np.testing.assert_array_equal(read.vectors, vectors)
+    np.testing.assert_array_equal(values, vectors)
     assert list(read.payloads) == upsert.payloads
     assert decode_ids(deleted.keys) == [7]
-    assert nothing.vectors.shape == (0, 5)
+    assert nothing.vectors[UNNAMED].values.shape == (0, 5)
 
 
 def test_views_and_other_layouts(local_store: LocalObjectStore) -> None:
@@ -86,14 +87,14 @@ def test_views_and_other_layouts(local_store: LocalObjectStore) -> None:
     vectors = np.arange(24, dtype=np.float32).reshape(4, 6)
     keys = encode_ids([1, 2, 3, 4])
     log = owned(local_store)
-    log.append([Upsert(keys[::2], vectors[::2, 1:4], [b"", b""])])
-    log.append([Upsert(keys, np.asfortranarray(vectors), [b""] * 4)])
+    log.append([Upsert(keys[::2], unnamed(vectors[::2, 1:4]), [b"", b""])])
+    log.append([Upsert(keys, unnamed(np.asfortranarray(vectors)), [b""] * 4)])
     *_, one, two = WriteAheadLog(local_store, PREFIX).take_over(0)
     assert isinstance(one.operations[0], Upsert)
     assert isinstance(two.operations[0], Upsert)
     assert decode_ids(one.operations[0].keys) == [1, 3]
-    np.testing.assert_array_equal(one.operations[0].vectors, vectors[::2, 1:4])
-    np.testing.assert_array_equal(two.operations[0].vectors, vectors)
+    np.testing.assert_array_equal(one.operations[0].vectors[UNNAMED].values, vectors[::2, 1:4])
+    np.testing.assert_array_equal(two.operations[0].vectors[UNNAMED].values, vectors)
 
 
 def test_replay_of_many_is_in_order(object_store: ObjectStore) -> None:
@@ -189,7 +190,7 @@ def test_lost_answer_and_then_fenced(
 
 def test_damage_is_found(local_store: LocalObjectStore) -> None:
     log = owned(local_store)
-    log.append([Upsert(encode_ids([1]), np.ones((1, 3), np.float32), [b"{}"])])
+    log.append([Upsert(encode_ids([1]), unnamed(np.ones((1, 3), np.float32)), [b"{}"])])
     log.append(delete(2))
     good = local_store.get(key(2))
     bad_ones = [

@@ -46,16 +46,18 @@ def test_what_is_committed_is_read(object_store: ObjectStore) -> None:
         SegmentEntry(
             id="b",
             rows=1 << 40,
-            calibration=Calibration(
-                target=0.95, nprobe=8, oversampling=2.5, recall=0.97, k=10, queries=99
-            ),
+            calibrations={
+                "text": Calibration(
+                    target=0.95, nprobe=8, oversampling=2.5, recall=0.97, k=10, queries=99
+                )
+            },
             unreachable=0.99,
         ),
     ]
     manifest = Manifest(epoch=3, sequence=1 << 62, segments=entries)
     manifests.commit(manifest)
     assert newest(object_store) == manifest
-    assert newest(object_store).segments[1].calibration == entries[1].calibration
+    assert newest(object_store).segments[1].calibrations == entries[1].calibrations
 
 
 def test_a_claim_loses_to_any_commit_since_the_read(local_store: LocalObjectStore) -> None:

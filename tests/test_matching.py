@@ -11,7 +11,15 @@ import pytest
 
 from shard.edits import Edit
 from shard.filter import Condition, Filter, Match
-from shard.model import Delete, SearchParams, Upsert, decode_ids, encode_ids
+from shard.model import (
+    Delete,
+    SearchParams,
+    Upsert,
+    VectorColumn,
+    decode_ids,
+    encode_ids,
+    unnamed,
+)
 from tests.test_imports import DIMENSION, Shard, wait_until
 
 ROWS = 30_000
@@ -45,7 +53,7 @@ def shard(
         ]
         ids = encode_ids(list(range(first, end)))
         assert shard.engine is not None
-        shard.engine.write([Upsert(ids, vectors[first:end], payloads)]).result()
+        shard.engine.write([Upsert(ids, unnamed(vectors[first:end]), payloads)]).result()
 
     for first in range(0, ROWS - 1_000, 4_000):
         write(first, min(first + 4_000, ROWS - 1_000))
@@ -74,14 +82,16 @@ def test_what_matches_is_counted_listed_and_found(
     filter = below(bound)
     assert engine.count(filter) == len(expected)
     for limit in (100, ROWS):
-        listed = engine.scroll(b"", limit, with_payload=False, with_vector=False, filter=filter)
+        listed = engine.scroll(b"", limit, with_payload=False, filter=filter)
         assert decode_ids(listed.keys) == expected[:limit].tolist()
 
     queries = vectors[:50] + np.float32(0.01)
     distances = ((queries[:, None, :] - vectors[expected][None]) ** 2).sum(axis=2)
     truth = expected[np.argsort(distances, axis=1, kind="stable")[:, :10]]
     for exact in (True, False):
-        hits = engine.search(queries, SearchParams(limit=10, exact=exact, filter=filter))
+        hits = engine.search(
+            VectorColumn(queries), SearchParams(limit=10, exact=exact, filter=filter)
+        )
         assert hits.lengths.tolist() == [min(10, len(expected))] * len(queries)
         found = np.array(decode_ids(hits.points.keys)).reshape(len(queries), -1)
         same = [len(np.intersect1d(one, other)) for one, other in zip(found, truth, strict=True)]
@@ -96,7 +106,7 @@ def test_an_edit_is_for_just_what_matches(shard: Shard, numbers: np.ndarray[Any,
     expected = ids[(numbers < 9_000) & (ids % 7 != 0)]
     engine.edit(Edit(action="set", payload={"seen": True}), None, below(9_000)).result()
     seen = Filter(must=Condition(key="seen", match=Match(value=True))).check("filter")
-    listed = engine.scroll(b"", ROWS, with_payload=False, with_vector=False, filter=seen)
+    listed = engine.scroll(b"", ROWS, with_payload=False, filter=seen)
     assert decode_ids(listed.keys) == expected.tolist()
     engine.edit(Edit(action="delete_points"), None, seen).result()
     assert (engine.count(seen), engine.count(below(9_000))) == (0, 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,11 +10,20 @@ from hypothesis import strategies as st
 from shard.compaction import merged
 from shard.memtable import Memtable
 from shard.merge_policy import MAX_SMALL_SEGMENTS, choose_merge, gets_index
-from shard.model import Distance, Keys, Mask, ShardConfig, decode_ids, encode_ids
+from shard.model import (
+    UNNAMED,
+    Distance,
+    Keys,
+    Mask,
+    ShardConfig,
+    decode_ids,
+    encode_ids,
+    unnamed,
+)
 from shard.view import Layer
 
-FLAT = ShardConfig(dimension=2, distance=Distance.EUCLID, flat_threshold=0)
-INDEXED = ShardConfig(dimension=2, distance=Distance.EUCLID, flat_threshold=2_000)
+FLAT = ShardConfig.unnamed(2, Distance.EUCLID, flat_threshold=0)
+INDEXED = ShardConfig.unnamed(2, Distance.EUCLID, flat_threshold=2_000)
 
 
 @dataclass(eq=False)
@@ -138,12 +148,7 @@ def test_an_index_that_was_in_vain_is_not_tried_again() -> None:
 
 
 def replace_target(config: ShardConfig, target: float) -> ShardConfig:
-    return ShardConfig(
-        dimension=config.dimension,
-        distance=config.distance,
-        flat_threshold=config.flat_threshold,
-        recall_target=target,
-    )
+    return msgspec.structs.replace(config, recall_target=target)
 
 
 @settings(deadline=None, max_examples=60)
@@ -158,10 +163,10 @@ def test_merged_layers_are_their_live_rows_in_key_order(groups: list[list[int]],
     layers = []
     for number, group in enumerate(groups):
         ids = [point for point in dict.fromkeys(group) if point not in seen]
-        memtable = Memtable(2, Distance.EUCLID)
+        memtable = Memtable(FLAT)
         vectors = chance.normal(size=(len(ids), 2)).astype(np.float32)
         payloads = [b"%d of %d" % (point, number) for point in ids]
-        memtable.append(encode_ids(ids), vectors, payloads)
+        memtable.append(encode_ids(ids), unnamed(vectors), payloads)
         alive = chance.random(len(ids)) < 0.7
         layers.append(replace(Layer(*memtable.published()), alive=alive))
         for row, own in enumerate(ids):
@@ -169,10 +174,11 @@ def test_merged_layers_are_their_live_rows_in_key_order(groups: list[list[int]],
                 seen.add(own)
                 expected[own] = (float(vectors[row, 0]), payloads[row])
     found: dict[int, tuple[float, bytes]] = {}
-    for batch in merged(layers):
-        assert batch.payloads is not None and batch.vectors is not None
+    for batch in merged(layers, FLAT.names):
+        assert batch.payloads is not None
+        vectors = batch.vectors[UNNAMED].values
         for point, payload, vector in zip(
-            decode_ids(batch.keys), batch.payloads, batch.vectors.tolist(), strict=True
+            decode_ids(batch.keys), batch.payloads, vectors.tolist(), strict=True
         ):
             assert isinstance(point, int)
             found[point] = (vector[0], payload)

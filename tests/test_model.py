@@ -11,7 +11,7 @@ from shard.errors import InvalidInput
 from shard.model import (
     Distance,
     PointId,
-    ShardConfig,
+    VectorConfig,
     decode_ids,
     encode_id,
     encode_ids,
@@ -57,7 +57,7 @@ def test_a_split_into_twice_as_many_shards_moves_whole_halves() -> None:
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e20, 3e38])
 def test_cosine_vectors_become_unit_vectors_of_any_length(scale: float) -> None:
-    config = ShardConfig(dimension=3, distance=Distance.COSINE)
+    config = VectorConfig(dimension=3, distance=Distance.COSINE)
     vectors = (np.array([[1, -1, 0.5], [0, 0, 0]]) * scale).astype(np.float32)
     before = vectors.copy()
     prepared = config.prepare(vectors)
@@ -69,4 +69,4 @@ def test_cosine_vectors_become_unit_vectors_of_any_length(scale: float) -> None:
 @pytest.mark.parametrize("distance", [Distance.DOT, Distance.EUCLID, Distance.MANHATTAN])
 def test_other_vectors_are_kept_as_they_are(distance: Distance) -> None:
     vectors = np.array([[3, 4]], np.float32)
-    assert ShardConfig(dimension=2, distance=distance).prepare(vectors) is vectors
+    assert VectorConfig(dimension=2, distance=distance).prepare(vectors) is vectors

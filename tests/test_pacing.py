@@ -16,7 +16,15 @@ import psutil
 import pytest
 
 from shard.errors import Overloaded
-from shard.model import Distance, SearchParams, ShardConfig, Upsert, encode_ids
+from shard.model import (
+    Distance,
+    SearchParams,
+    ShardConfig,
+    Upsert,
+    VectorColumn,
+    encode_ids,
+    unnamed,
+)
 from shard.objects.local import LocalObjectStore
 from shard.rpc import pacing
 from shard.rpc.client import ShardClient
@@ -253,7 +261,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 async def test_searches_come_first_over_the_wire(server: ShardServer) -> None:
     """Writes are slow for as long as searches come, and no longer."""
     rows, batch = 500, 50
-    config = ShardConfig(dimension=100, distance=Distance.EUCLID)
+    config = ShardConfig.unnamed(100, Distance.EUCLID)
     vectors = np.random.default_rng(1).standard_normal((rows, 100), np.float32)
     client = ShardClient(f"{HOST}:{server.start()}")
     try:
@@ -265,13 +273,15 @@ async def test_searches_come_first_over_the_wire(server: ShardServer) -> None:
             began = time.monotonic()
             for first in range(0, rows, batch):
                 keys = encode_ids(range(first, first + batch))
-                operation = Upsert(keys, vectors[first : first + batch], [b"{}"] * batch)
+                some = unnamed(vectors[first : first + batch])
+                operation = Upsert(keys, some, [b"{}"] * batch)
                 await client.write("c", {0: [operation]}, wait=True, timeout=30)
             return time.monotonic() - began
 
         async def search() -> None:
+            query = VectorColumn(vectors[:1])
             while True:
-                await client.search("c", [0], vectors[:1], SearchParams(limit=1), timeout=30)
+                await client.search("c", [0], query, SearchParams(limit=1), timeout=30)
                 await asyncio.sleep(0.05)
 
         searching = asyncio.create_task(search())

@@ -16,7 +16,7 @@ SHARD_COUNTS = st.lists(st.integers(1, 20), max_size=6)
 
 
 def collections(shard_counts: list[int]) -> list[Collection]:
-    config = ShardConfig(dimension=2, distance=Distance.DOT)
+    config = ShardConfig.unnamed(2, Distance.DOT)
     return [
         Collection(id=f"{number:032x}", name=str(number), shard_count=count, config=config)
         for number, count in enumerate(shard_counts)

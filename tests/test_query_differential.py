@@ -460,21 +460,22 @@ def assert_same_ranking(ours: list[Any], theirs: list[Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantClient]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShoalInProcess]:
     with ShoalInProcess(tmp_path_factory.mktemp("shoal"), default_shards=3) as running:
-        client = QdrantClient(url=running.url, timeout=30)
-        yield client
-        client.close()
+        yield running
 
 
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@pytest.mark.parametrize("shards", [1, 3])
-def test_same_answers_as_the_oracle(shoal: QdrantClient, shards: int) -> None:
+@pytest.mark.parametrize(("shards", "by_grpc"), [(1, False), (3, False), (3, True)])
+def test_same_answers_as_the_oracle(running: ShoalInProcess, shards: int, by_grpc: bool) -> None:
+    client = QdrantClient(
+        url=running.url, grpc_port=running.grpc_port, prefer_grpc=by_grpc, timeout=30
+    )
     run_state_machine_as_test(
-        type("Machine", (QueryDifferential,), {"shoal": shoal, "shards": shards}),
+        type("Machine", (QueryDifferential,), {"shoal": client, "shards": shards}),
         settings=settings(
-            max_examples=12,
+            max_examples=10,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
@@ -482,3 +483,4 @@ def test_same_answers_as_the_oracle(shoal: QdrantClient, shards: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    client.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shard.errors import Corrupt
-from shard.model import Delete, decode_ids, encode_ids
+from shard.model import UNNAMED, Delete, decode_ids, encode_ids
 from shard.recovery import read_points
 from tests.test_imports import CONFIG, PREFIX, Model, Shard, upsert, wait_until
 
@@ -27,9 +27,9 @@ def read(shard: Shard, scratch: Path) -> Model:
     scratch.mkdir()
     found: Model = {}
     for points in read_points(shard.store, PREFIX, CONFIG, scratch):
-        assert points.payloads is not None and points.vectors is not None
+        assert points.payloads is not None
         ids = [one for one in decode_ids(points.keys) if isinstance(one, int)]
-        assert len(points.vectors) == len(ids) and sorted(ids) == ids
+        assert points.vectors[UNNAMED].rows == len(ids) and sorted(ids) == ids
         found.update(zip(ids, points.payloads, strict=True))
     return found
 

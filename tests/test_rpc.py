@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ from shard.errors import (
     Unavailable,
 )
 from shard.model import (
+    UNNAMED,
     Delete,
     Distance,
     Hits,
@@ -40,9 +41,11 @@ from shard.model import (
     ShardConfig,
     ShardInfo,
     Upsert,
+    VectorColumn,
     Vectors,
     decode_ids,
     encode_ids,
+    unnamed,
 )
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
@@ -55,7 +58,7 @@ from shard.rpc.hosting import ShardId
 from shard.rpc.server import ShardServer
 
 DIMENSION = 8
-CONFIG = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID)
+CONFIG = ShardConfig.unnamed(DIMENSION, Distance.EUCLID)
 PARAMS = SearchParams(limit=5)
 COLLECTION = "c0ffee"
 
@@ -70,9 +73,13 @@ def random_vectors(rows: int, seed: int = 0, dimension: int = DIMENSION) -> Vect
     return np.random.default_rng(seed).standard_normal((rows, dimension), np.float32)
 
 
+def random_queries(rows: int, seed: int = 0) -> VectorColumn:
+    return VectorColumn(random_vectors(rows, seed))
+
+
 def upsert(first_id: int, vectors: Vectors) -> Upsert:
     ids = range(first_id, first_id + len(vectors))
-    return Upsert(encode_ids(ids), vectors, [b'{"id": %d}' % number for number in ids])
+    return Upsert(encode_ids(ids), unnamed(vectors), [b'{"id": %d}' % number for number in ids])
 
 
 class Engine:
@@ -96,15 +103,17 @@ class Engine:
             written.set_result(len(operations))
         return written
 
-    def search(self, queries: Vectors, params: SearchParams) -> Hits:
+    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
         self.searched += 1
         assert self.unblocked.wait(30)
         if self.raises is not None:
             raise self.raises
         none = np.empty(0, np.float32)
-        return Hits(np.zeros(len(queries), np.int64), none, Points(encode_ids([])))
+        return Hits(np.zeros(queries.rows, np.int64), none, Points(encode_ids([])))
 
-    def retrieve(self, keys: Keys, *, with_payload: bool, with_vector: bool) -> Points:
+    def retrieve(
+        self, keys: Keys, *, with_payload: bool, with_vectors: Sequence[str] = ()
+    ) -> Points:
         return Points(keys, [b'"' + b"x" * (1 << 20) + b'"'] * len(keys))
 
     def info(self) -> ShardInfo:
@@ -181,7 +190,7 @@ async def search_under_way(
     await serve(server, 0)
     engines.opened[0].unblocked.clear()
     call = asyncio.create_task(
-        client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+        client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=30)
     )
     await until(lambda: engines.opened[0].searched)
     return call
@@ -195,10 +204,10 @@ def test_operations_survive_the_wire() -> None:
     sent = [codec.encode_operation(operation) for operation in (upserted, deleted)]
     request = pb.ShardWrite(shard=1, operations=sent)
     received = pb.ShardWrite.FromString(request.SerializeToString())
-    first, second = codec.decode_operations(received.operations, DIMENSION)
+    first, second = codec.decode_operations(received.operations)
     assert isinstance(first, Upsert) and isinstance(second, Delete)
     assert first.keys.tolist() == upserted.keys.tolist()
-    assert np.array_equal(first.vectors, random_vectors(4))
+    assert np.array_equal(first.vectors[UNNAMED].values, random_vectors(4))
     assert first.payloads == [b'{"id": 3}', b'{"id": 4}', b'{"id": 5}', b'{"id": 6}']
     assert second.keys.tolist() == deleted.keys.tolist()
 
@@ -208,41 +217,38 @@ def test_operations_survive_the_wire() -> None:
     [
         SearchParams(limit=1),
         SearchParams(limit=7, exact=True, nprobe=3, oversampling=2.5, with_payload=True),
-        SearchParams(limit=7, score_threshold=0.0, with_vector=True),
+        SearchParams(limit=7, score_threshold=0.0, with_vectors=("a", UNNAMED)),
     ],
 )
 def test_search_parameters_survive_the_wire(params: SearchParams) -> None:
-    request = codec.encode_search(COLLECTION, [2, 0], random_vectors(2), params)
+    request = codec.encode_search(COLLECTION, [2, 0], random_queries(2), params)
     received = pb.SearchRequest.FromString(request.SerializeToString())
     assert codec.decode_params(received) == params
     assert list(received.target.shards) == [2, 0]
 
 
 @pytest.mark.parametrize("with_payload", [False, True])
-@pytest.mark.parametrize("with_vector", [False, True])
+@pytest.mark.parametrize("with_vectors", [False, True])
 @pytest.mark.parametrize("lengths", [[2, 0, 1], [0], []])
-def test_hits_survive_the_wire(lengths: list[int], with_payload: bool, with_vector: bool) -> None:
+def test_hits_survive_the_wire(lengths: list[int], with_payload: bool, with_vectors: bool) -> None:
     rows = sum(lengths)
     points = Points(
         encode_ids(range(rows)),
         [b""] * rows if with_payload else None,
-        random_vectors(rows) if with_vector else None,
+        unnamed(random_vectors(rows)) if with_vectors else {},
     )
     sent = Hits(np.array(lengths, np.int64), np.arange(rows, dtype=np.float32), points)
     received = codec.decode_hits(
         pb.SearchReply.FromString(codec.encode_hits(sent).SerializeToString()),
         with_payload=with_payload,
-        with_vector=with_vector,
-        dimension=DIMENSION,
     )
     assert received.lengths.tolist() == lengths
     assert np.array_equal(received.scores, sent.scores)
     assert received.points.keys.tolist() == points.keys.tolist()
     assert received.points.payloads == points.payloads
-    if points.vectors is None or received.points.vectors is None:
-        assert received.points.vectors is points.vectors
-    else:
-        assert np.array_equal(received.points.vectors, points.vectors)
+    assert received.points.vectors.keys() == points.vectors.keys()
+    for name, column in points.vectors.items():
+        assert np.array_equal(received.points.vectors[name].values, column.values)
 
 
 # Merge
@@ -267,7 +273,7 @@ def test_merge_is_the_sort_of_everything(
         points = Points(
             encode_ids(chosen),
             [b"%d" % point_id for point_id in chosen],
-            np.array(chosen, np.float32).reshape(-1, 1),
+            unnamed(np.array(chosen, np.float32).reshape(-1, 1)),
         )
         similarities = np.array([sign * score for score, _ in first + second], np.float32)
         parts.append(Hits(np.array([len(first), len(second)]), similarities, points))
@@ -280,8 +286,7 @@ def test_merge_is_the_sort_of_everything(
     best = [point_id for hits in expected for _, point_id in hits]
     assert merged.points.keys.tolist() == encode_ids(best).tolist()
     assert merged.points.payloads == [b"%d" % point_id for point_id in best]
-    assert merged.points.vectors is not None
-    assert merged.points.vectors.ravel().tolist() == best
+    assert merged.points.vectors[UNNAMED].values.ravel().tolist() == best
 
 
 def test_points_follow_the_order_of_keys_asked() -> None:
@@ -296,9 +301,10 @@ def test_points_follow_the_order_of_keys_asked() -> None:
 
 
 def search_request(**changes: Any) -> pb.SearchRequest:
-    request = codec.encode_search(COLLECTION, [0], random_vectors(1), PARAMS)
-    for field, value in changes.items():
-        setattr(request, field, value)
+    request = codec.encode_search(COLLECTION, [0], random_queries(1), PARAMS)
+    for field in changes:
+        request.ClearField(field)
+    request.MergeFrom(pb.SearchRequest(**changes))
     return request
 
 
@@ -315,16 +321,25 @@ KEYS = encode_ids([1, 2]).tobytes()
 ROWS = random_vectors(2).tobytes()
 
 
+def column(values: bytes = ROWS, dimension: int = DIMENSION, **others: Any) -> pb.Column:
+    return pb.Column(values=values, dimension=dimension, **others)
+
+
 def bad_upsert(**fields: Any) -> tuple[str, pb.WriteRequest]:
-    good: dict[str, Any] = {"keys": KEYS, "vectors": ROWS, "payloads": [b"", b""]}
+    good: dict[str, Any] = {"keys": KEYS, "vectors": [column()], "payloads": [b"", b""]}
     return "Write", write_request(pb.Operation(upsert=pb.Upsert(**good | fields)))
 
 
 @pytest.mark.parametrize(
     ("request_of", "message"),
     [
-        (("Search", search_request(queries=b"123")), "queries: expected whole vectors of 8"),
-        (("Search", search_request(queries=b"")), "queries: expected at least one"),
+        (("Search", search_request(queries=column(b"123"))), "vectors '': buffer size must be"),
+        (("Search", search_request(queries=column(b"1234"))), "vectors '': cannot reshape"),
+        (
+            ("Search", search_request(queries=column(dimension=4))),
+            "vectors '': expected 8, got (4,)",
+        ),
+        (("Search", search_request(queries=pb.Column())), "queries: expected at least one"),
         (("Search", search_request(limit=0)), "limit: expected 1 or more"),
         (
             ("Search", pb.SearchRequest(target=pb.Target(collection_id=COLLECTION), limit=1)),
@@ -343,8 +358,8 @@ def bad_upsert(**fields: Any) -> tuple[str, pb.WriteRequest]:
         ),
         (bad_upsert(keys=KEYS[:-1]), "upsert.keys: expected a multiple"),
         (bad_upsert(keys=KEYS[:18] * 2), "upsert.keys: expected distinct"),
-        (bad_upsert(vectors=ROWS[:-1]), "upsert.vectors: expected 2 vectors of 8 float32, got 63"),
-        (bad_upsert(vectors=ROWS[:32]), "upsert.vectors: expected 2 vectors"),
+        (bad_upsert(vectors=[column(ROWS[:-1])]), "vectors '': buffer size must be"),
+        (bad_upsert(vectors=[column(ROWS[:32])]), "vectors '': expected those of 2 points, got 1"),
         (bad_upsert(payloads=[b""]), "upsert.payloads: expected one a key, 2 in all, got 1"),
     ],
 )
@@ -379,14 +394,16 @@ async def test_too_large_a_request_is_refused_by_either_end(
     # More by a little than the limit with what a shared stream adds to it.
     queries = np.zeros((MAX_MESSAGE_BYTES // (4 * DIMENSION) + 1_000, DIMENSION), np.float32)
     with pytest.raises(InvalidInput, match=f"expected at most {MAX_MESSAGE_BYTES}"):
-        await client.search(COLLECTION, [0], queries, PARAMS, timeout=10)
+        await client.search(COLLECTION, [0], VectorColumn(queries), PARAMS, timeout=10)
     unlimited = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(client.address, options=unlimited) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Search", None, None)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(search_request(queries=queries.tobytes()).SerializeToString(), timeout=10)
+            await call(
+                search_request(queries=column(queries.tobytes())).SerializeToString(), timeout=10
+            )
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    hits = await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+    hits = await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
     assert hits.lengths.tolist() == [0]
 
 
@@ -394,11 +411,12 @@ async def test_too_large_an_answer_is_refused(
     server: ShardServer, client: ShardClient, engines: Engines
 ) -> None:
     await serve(server, 0)
-    columns = {"with_payload": True, "with_vector": False, "dimension": DIMENSION}
-    few = await client.retrieve(COLLECTION, [0], encode_ids(range(2)), **columns, timeout=10)  # type: ignore[arg-type]
+    few = await client.retrieve(
+        COLLECTION, [0], encode_ids(range(2)), with_payload=True, timeout=10
+    )
     assert len(few.payloads or ()) == 2
     with pytest.raises(InvalidInput, match="ask for fewer points"):
-        await client.retrieve(COLLECTION, [0], encode_ids(range(70)), **columns, timeout=30)  # type: ignore[arg-type]
+        await client.retrieve(COLLECTION, [0], encode_ids(range(70)), with_payload=True, timeout=30)
 
 
 # Errors
@@ -426,7 +444,7 @@ async def test_an_error_is_the_same_on_both_sides(
     await serve(server, 0)
     engines.opened[0].raises = raised
     with pytest.raises(received) as caught:
-        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+        await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
     assert type(caught.value) is received
     assert str(raised) in str(caught.value)
     with pytest.raises(received):
@@ -442,11 +460,11 @@ async def test_an_unexpected_error_is_logged_and_survived(
     await serve(server, 0)
     engines.opened[0].raises = ZeroDivisionError("ü" * 100_000)
     with pytest.raises(ShoalError, match="INTERNAL: ZeroDivisionError: ü"):
-        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+        await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
     (record,) = (record for record in caplog.records if record.name == "shard.rpc.status")
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
     engines.opened[0].raises = None
-    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+    await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
 
 
 async def test_no_server_is_unavailable() -> None:
@@ -456,12 +474,12 @@ async def test_no_server_is_unavailable() -> None:
         with pytest.raises(Unavailable, match="shard server"):
             await client.count(COLLECTION, [0], timeout=10)
         with pytest.raises(Unavailable, match="shard server"):
-            await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+            await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
         await client.close()
         with pytest.raises(Unavailable):
             await client.count(COLLECTION, [0], timeout=10)
         with pytest.raises(Unavailable):
-            await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=10)
+            await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=10)
 
 
 async def test_closing_a_client_does_not_look_like_cancelling_its_callers(
@@ -486,13 +504,14 @@ async def test_searches_under_way_together_get_their_own_answers(
 
     async def find(row: int) -> None:
         params = SearchParams(limit=1 + row % 3)
-        hits = await client.search(COLLECTION, [0], vectors[row : row + 1], params, timeout=30)
+        query = VectorColumn(vectors[row : row + 1])
+        hits = await client.search(COLLECTION, [0], query, params, timeout=30)
         assert hits.lengths.tolist() == [1 + row % 3]
         assert decode_ids(hits.points.keys)[0] == row
 
     async def fail() -> None:
         with pytest.raises(NotFound, match="shard 9"):
-            await client.search(COLLECTION, [9], vectors[:1], PARAMS, timeout=30)
+            await client.search(COLLECTION, [9], random_queries(1), PARAMS, timeout=30)
 
     await asyncio.gather(*(find(row) for row in range(200)), *(fail() for _ in range(20)))
 
@@ -505,7 +524,8 @@ async def test_a_search_that_is_taken_back_at_any_moment_takes_no_other_with_it(
     await client.write(COLLECTION, {0: [upsert(0, vectors)]}, wait=True, timeout=30)
 
     def search() -> asyncio.Task[Hits]:
-        return asyncio.create_task(client.search(COLLECTION, [0], vectors[:1], PARAMS, timeout=30))
+        query = VectorColumn(vectors[:1])
+        return asyncio.create_task(client.search(COLLECTION, [0], query, PARAMS, timeout=30))
 
     for turns in range(40):
         searches = [search() for _ in range(6)]
@@ -523,10 +543,10 @@ async def test_a_new_stream_is_opened_when_the_server_is_back(
     server: ShardServer, client: ShardClient, store: ObjectStore, tmp_path: Path
 ) -> None:
     await serve(server, 0)
-    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=30)
     await asyncio.to_thread(server.stop, 0)
     with pytest.raises(Unavailable):
-        await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=5)
+        await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=5)
     port = int(client.address.rpartition(":")[2])
     again = ShardServer(store, tmp_path / "again", host="127.0.0.1", port=port)
     again.start()
@@ -535,7 +555,7 @@ async def test_a_new_stream_is_opened_when_the_server_is_back(
         async with asyncio.timeout(20):
             while True:
                 with contextlib.suppress(Unavailable):
-                    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=5)
+                    await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=5)
                     break
                 await asyncio.sleep(0.05)
     finally:
@@ -565,7 +585,7 @@ async def test_what_is_no_call_breaks_the_stream_and_not_the_server(
         await other.write(pb.Call(number=4, method="Nonsense", timeout=5).SerializeToString())
         answer = pb.Answer.FromString(cast(bytes, await other.read()))
         assert (answer.number, answer.status) == (4, grpc.StatusCode.UNIMPLEMENTED.value[0])
-    await client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30)
+    await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=30)
 
 
 def test_a_port_that_is_taken(server: ShardServer, store: ObjectStore, tmp_path: Path) -> None:
@@ -596,7 +616,7 @@ async def test_cancelled_calls_are_dropped_before_they_start(
 
     def search(timeout: float) -> asyncio.Task[Hits]:
         return asyncio.create_task(
-            client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=timeout)
+            client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=timeout)
         )
 
     running = [search(30), search(30)]
@@ -625,7 +645,7 @@ async def test_a_full_queue_refuses(
     await serve(server, 0)
     engines.opened[0].unblocked.clear()
     calls = [
-        asyncio.create_task(client.search(COLLECTION, [0], random_vectors(1), PARAMS, timeout=30))
+        asyncio.create_task(client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=30))
         for _ in range(4)
     ]
     done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -660,19 +680,19 @@ async def test_each_batch_is_answered_query_by_query(
     for number in range(3):
         some = upsert(30 * number, stored[30 * number : 30 * number + 30])
         await client.write(COLLECTION, {number: [some]}, wait=True, timeout=10)
-    params = SearchParams(limit=4, exact=True, with_payload=True, with_vector=True)
+    params = SearchParams(limit=4, exact=True, with_payload=True, with_vectors=(UNNAMED,))
 
     async def search(seed: int) -> None:
         queries = random_vectors([1, 2, 33, 70][seed % 4], seed)
         shards = [0] if seed % 3 == 0 else [2, 0, 1]
-        hits = await client.search(COLLECTION, shards, queries, params, timeout=60)
+        hits = await client.search(COLLECTION, shards, VectorColumn(queries), params, timeout=60)
         rows = 30 if shards == [0] else 90
         distances = np.linalg.norm(queries[:, None] - stored[None, :rows], axis=2)
         assert hits.lengths.tolist() == [4] * len(queries)
         ids = np.array(decode_ids(hits.points.keys))
         assert hits.points.payloads == [b'{"id": %d}' % point_id for point_id in ids]
-        assert hits.points.vectors is not None
-        np.testing.assert_allclose(hits.points.vectors, stored[ids], rtol=1e-6)
+        vectors = hits.points.vectors[UNNAMED].values
+        np.testing.assert_allclose(vectors, stored[ids], rtol=1e-6)
         scores = hits.scores.reshape(-1, 4)
         np.testing.assert_allclose(scores, np.sort(distances, axis=1)[:, :4], rtol=1e-4)
         found = np.take_along_axis(distances, ids.reshape(-1, 4), axis=1)
@@ -684,8 +704,8 @@ async def test_each_batch_is_answered_query_by_query(
 async def test_reading_points_back(server: ShardServer, client: ShardClient) -> None:
     await serve(server, 0, 1)
     vectors = random_vectors(6)
-    even = Upsert(encode_ids([0, 2, 4]), vectors[:3], [b'{"a": 1}', b"", b"{}"])
-    odd = Upsert(encode_ids([1, 3, 5]), vectors[3:], [b""] * 3)
+    even = Upsert(encode_ids([0, 2, 4]), unnamed(vectors[:3]), [b'{"a": 1}', b"", b"{}"])
+    odd = Upsert(encode_ids([1, 3, 5]), unnamed(vectors[3:]), [b""] * 3)
     gone = Delete(encode_ids([3]))
     await client.write(COLLECTION, {0: [even], 1: [odd, gone]}, wait=True, timeout=10)
     assert await client.count(COLLECTION, [0, 1], timeout=10) == 5
@@ -698,27 +718,23 @@ async def test_reading_points_back(server: ShardServer, client: ShardClient) -> 
         encode_ids([1]).tolist()[0],
         3,
         with_payload=True,
-        with_vector=False,
-        dimension=DIMENSION,
         timeout=10,
     )
     assert page.keys.tolist() == encode_ids([1, 2, 4]).tolist()
     assert page.payloads == [b"", b"", b"{}"]
-    assert page.vectors is None
+    assert page.vectors == {}
     found = await client.retrieve(
         COLLECTION,
         [0, 1],
         encode_ids([3, 5, 0]),
         with_payload=True,
-        with_vector=True,
-        dimension=DIMENSION,
+        with_vectors=[UNNAMED],
         timeout=10,
     )
     assert sorted(found.keys.tolist()) == encode_ids([0, 5]).tolist()
     ordered = merge.in_order_of(found, encode_ids([5, 0]))
     assert ordered.payloads == [b"", b'{"a": 1}']
-    assert ordered.vectors is not None
-    assert np.array_equal(ordered.vectors, vectors[[5, 0]])
+    assert np.array_equal(ordered.vectors[UNNAMED].values, vectors[[5, 0]])
 
 
 # Hosting
@@ -824,7 +840,7 @@ async def test_a_shard_that_comes_back_waits_until_its_last_stay_is_over(
 async def test_a_new_configuration_reaches_the_shard(
     server: ShardServer, client: ShardClient, engines: Engines, while_opening: bool
 ) -> None:
-    changed = ShardConfig(dimension=DIMENSION, distance=Distance.EUCLID, recall_target=0.5)
+    changed = ShardConfig.unnamed(DIMENSION, Distance.EUCLID, recall_target=0.5)
     if while_opening:
         engines.unblocked.clear()
         server.assign({(COLLECTION, 0): CONFIG})

@@ -10,17 +10,21 @@ from shard.errors import Corrupt
 from shard.index.exact import scan
 from shard.index.ivfpq import IvfPqIndex
 from shard.model import (
+    UNNAMED,
     Distance,
     Mask,
     Points,
     ShardConfig,
+    SparseConfig,
+    VectorColumn,
     Vectors,
     decode_ids,
     encode_ids,
+    unnamed,
 )
-from shard.segment import Segment, build_index, segment_files, verify, write_segment
+from shard.segment import Segment, build_indexes, segment_files, verify, write_segment
 
-CONFIG = ShardConfig(dimension=7, distance=Distance.EUCLID)
+CONFIG = ShardConfig.unnamed(7, Distance.EUCLID, flat_threshold=1)
 
 
 def clustered(rows: int, dimension: int, seed: int) -> Vectors:
@@ -30,6 +34,10 @@ def clustered(rows: int, dimension: int, seed: int) -> Vectors:
         centers[chance.integers(30, size=rows)] + chance.normal(size=(rows, dimension))
     ).astype(np.float32)
     return vectors
+
+
+def prepared(config: ShardConfig, vectors: Vectors) -> Vectors:
+    return config.vectors[UNNAMED].prepare(vectors)
 
 
 def write(directory: Path, vectors: Vectors, config: ShardConfig, batch: int = 1_000) -> None:
@@ -42,7 +50,7 @@ def write(directory: Path, vectors: Vectors, config: ShardConfig, batch: int = 1
             Points(
                 keys[start : start + batch],
                 payloads[start : start + batch],
-                vectors[start : start + batch],
+                unnamed(vectors[start : start + batch]),
             )
             for start in range(0, len(vectors), batch)
         ),
@@ -60,7 +68,7 @@ def test_what_is_written_is_read(tmp_path: Path, rows: int, batch: int) -> None:
     assert segment.rows == rows
     assert decode_ids(segment.keys) == [*range(0, 2 * rows, 2)]
     every = np.arange(rows)[::-1]
-    np.testing.assert_array_equal(segment.vectors(every), vectors[::-1])
+    np.testing.assert_array_equal(segment.vectors(UNNAMED, every).values, vectors[::-1])
     expected = [b'{"row":%d}' % row if row % 3 else b"" for row in every.tolist()]
     assert segment.payloads(every) == expected
     found = segment.find(encode_ids([0, 1, 2 * rows - 2, 2 * rows] if rows else [0]))
@@ -73,14 +81,14 @@ def test_a_segment_goes_on_when_its_files_are_unlinked(tmp_path: Path) -> None:
     for name in segment_files(tmp_path / "segment"):
         (tmp_path / "segment" / name).unlink()
     assert segment.payloads(np.array([1_999])) == [b'{"row":1999}']
-    assert segment.vectors(np.array([1_500])).shape == (1, 7)
+    assert segment.vectors(UNNAMED, np.array([1_500])).values.shape == (1, 7)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999])
 def test_every_flipped_bit_is_found(tmp_path: Path, place: float) -> None:
     directory = tmp_path / "segment"
     write(directory, clustered(3_000, 7, 0), CONFIG)
-    assert build_index(directory, CONFIG) is not None
+    assert build_indexes(directory, CONFIG)
     verify(directory)
     assert len(segment_files(directory)) == 5
     for name in segment_files(directory):
@@ -104,8 +112,10 @@ def test_every_flipped_bit_is_found(tmp_path: Path, place: float) -> None:
 def test_a_segment_of_another_shape_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "segment", clustered(10, 7, 0), CONFIG)
     for other in (
-        msgspec.structs.replace(CONFIG, dimension=8),
-        msgspec.structs.replace(CONFIG, distance=Distance.DOT),
+        ShardConfig.unnamed(8, Distance.EUCLID),
+        ShardConfig.unnamed(7, Distance.DOT),
+        ShardConfig(vectors={"named": CONFIG.vectors[UNNAMED]}),
+        msgspec.structs.replace(CONFIG, sparse={"words": SparseConfig()}),
     ):
         with pytest.raises(Corrupt):
             Segment.open(tmp_path / "segment", other)
@@ -116,23 +126,23 @@ def test_a_segment_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_an_index_reaches_its_target_on_queries_it_has_not_seen(
     tmp_path: Path, distance: Distance, dimension: int
 ) -> None:
-    config = ShardConfig(dimension=dimension, distance=distance, recall_target=0.9)
-    vectors = config.prepare(clustered(6_000, dimension, 0))
+    config = ShardConfig.unnamed(dimension, distance, recall_target=0.9, flat_threshold=1)
+    vectors = prepared(config, clustered(6_000, dimension, 0))
     write(tmp_path / "segment", vectors, config)
-    calibration = build_index(tmp_path / "segment", config)
-    assert calibration is not None
+    calibration = build_indexes(tmp_path / "segment", config)[UNNAMED]
     assert calibration.recall >= calibration.target == 0.9
     segment = Segment.open(tmp_path / "segment", config)
-    assert segment.indexed and segment.index_name.startswith("IVF")
-    queries = config.prepare(clustered(300, dimension, 1))
+    column = segment.column(UNNAMED)
+    assert segment.indexed and column.name.startswith("IVF")
+    queries = VectorColumn(prepared(config, clustered(300, dimension, 1)))
 
     nprobe, oversampling = calibration.nprobe, calibration.oversampling
 
     def recall(alive: Mask | None) -> float:
-        near, scores = segment.search(
+        near, scores = column.search(
             queries, 10, exact=False, nprobe=nprobe, oversampling=oversampling, alive=alive
         )
-        truth, _ = segment.search(
+        truth, _ = column.search(
             queries, 10, exact=True, nprobe=None, oversampling=None, alive=alive
         )
         assert (near >= 0).all()
@@ -144,27 +154,26 @@ def test_an_index_reaches_its_target_on_queries_it_has_not_seen(
     assert recall(None) >= 0.87
     assert recall(np.random.default_rng(2).random(len(vectors)) < 0.5) >= 0.85
     easier = msgspec.structs.replace(config, recall_target=0.5)
-    assert segment.calibrate(easier) is not None
+    assert segment.calibrate(easier)
 
 
 def test_shards_reach_the_target_together_with_less_than_each_would_alone(tmp_path: Path) -> None:
     shards = 6
-    alone = ShardConfig(dimension=24, distance=Distance.EUCLID, recall_target=0.9)
+    alone = ShardConfig.unnamed(24, Distance.EUCLID, recall_target=0.9, flat_threshold=1)
     config = msgspec.structs.replace(alone, share=1 / shards)
     vectors, queries = clustered(60_000, 24, 0), clustered(300, 24, 1)
-    truth, _ = scan(vectors, queries, 10, config.distance, None)
+    truth, _ = scan(vectors, queries, 10, Distance.EUCLID, None)
     found, scores = [], []
     for shard in range(shards):
         directory = tmp_path / str(shard)
         write(directory, vectors[shard::shards], config)
-        calibration = build_index(directory, config)
+        calibration = build_indexes(directory, config)[UNNAMED]
         segment = Segment.open(directory, config)
-        by_itself = segment.calibrate(alone)
-        assert calibration is not None and by_itself is not None
+        by_itself = segment.calibrate(alone)[UNNAMED]
         effort, more = (one.nprobe * one.oversampling for one in (calibration, by_itself))
         assert effort < more
-        rows, own = segment.search(
-            queries,
+        rows, own = segment.column(UNNAMED).search(
+            VectorColumn(queries),
             10,
             exact=False,
             nprobe=calibration.nprobe,
@@ -180,29 +189,30 @@ def test_shards_reach_the_target_together_with_less_than_each_would_alone(tmp_pa
 
 
 def test_few_live_rows_are_all_found(tmp_path: Path) -> None:
-    config = ShardConfig(dimension=16, distance=Distance.COSINE)
-    vectors = config.prepare(clustered(8_000, 16, 0))
+    config = ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=1)
+    vectors = prepared(config, clustered(8_000, 16, 0))
     write(tmp_path / "segment", vectors, config)
-    assert build_index(tmp_path / "segment", config) is not None
-    segment = Segment.open(tmp_path / "segment", config)
+    assert build_indexes(tmp_path / "segment", config)
+    column = Segment.open(tmp_path / "segment", config).column(UNNAMED)
+    queries = VectorColumn(vectors[:5])
     alive = np.zeros(len(vectors), np.bool_)
     live = np.random.default_rng(4).choice(len(vectors), 30, False)
     alive[live] = True
-    rows, _ = segment.search(vectors[:5], 30, exact=False, nprobe=1, oversampling=1.0, alive=alive)
+    rows, _ = column.search(queries, 30, exact=False, nprobe=1, oversampling=1.0, alive=alive)
     assert all(sorted(row) == sorted(live.tolist()) for row in rows.tolist())
-    rows, _ = segment.search(vectors[:5], 50, exact=False, nprobe=1, oversampling=1.0, alive=alive)
+    rows, _ = column.search(queries, 50, exact=False, nprobe=1, oversampling=1.0, alive=alive)
     assert ((rows >= 0).sum(axis=1) == 30).all()
 
 
 def test_zero_vectors_do_not_crowd_out_the_others(tmp_path: Path) -> None:
-    config = ShardConfig(dimension=16, distance=Distance.COSINE)
-    vectors = config.prepare(clustered(6_000, 16, 0))
+    config = ShardConfig.unnamed(16, Distance.COSINE, flat_threshold=1)
+    vectors = prepared(config, clustered(6_000, 16, 0))
     vectors[::2] = 0
     write(tmp_path / "segment", vectors, config)
-    calibration = build_index(tmp_path / "segment", config)
-    segment = Segment.open(tmp_path / "segment", config)
-    queries = config.prepare(clustered(50, 16, 1))
-    rows, scores = segment.search(
+    calibration = build_indexes(tmp_path / "segment", config).get(UNNAMED)
+    column = Segment.open(tmp_path / "segment", config).column(UNNAMED)
+    queries = VectorColumn(prepared(config, clustered(50, 16, 1)))
+    rows, scores = column.search(
         queries,
         10,
         exact=calibration is None,
@@ -223,10 +233,10 @@ def test_a_target_out_of_reach_leaves_the_segment_flat(
 
     monkeypatch.setattr(IvfPqIndex, "candidates", random)
     write(tmp_path / "segment", clustered(20_000, 7, 0), CONFIG)
-    assert build_index(tmp_path / "segment", CONFIG) is None
+    assert build_indexes(tmp_path / "segment", CONFIG) == {}
     segment = Segment.open(tmp_path / "segment", CONFIG)
-    assert not segment.indexed and segment.index_name == "flat"
-    assert segment.calibrate(CONFIG) is None
+    assert not segment.indexed and segment.column(UNNAMED).name == "flat"
+    assert segment.calibrate(CONFIG) == {}
 
 
 @pytest.mark.parametrize(
@@ -236,15 +246,15 @@ def test_a_target_out_of_reach_leaves_the_segment_flat(
 def test_dimensions_that_codes_do_not_divide(
     tmp_path: Path, dimension: int, codes: int, distance: Distance
 ) -> None:
-    config = ShardConfig(dimension=dimension, distance=distance)
-    vectors = config.prepare(clustered(2_050, dimension, 0))
-    stored, queries = vectors[50:], vectors[:50]
+    config = ShardConfig.unnamed(dimension, distance, flat_threshold=1)
+    vectors = prepared(config, clustered(2_050, dimension, 0))
+    stored, queries = vectors[50:], VectorColumn(vectors[:50])
     write(tmp_path / "segment", stored, config)
-    assert build_index(tmp_path / "segment", config) is not None
-    segment = Segment.open(tmp_path / "segment", config)
-    assert segment.index_name.endswith(f",PQ{codes}x4fs")
-    found, _ = segment.search(queries, 10, exact=False, nprobe=None, oversampling=None, alive=None)
-    truth, _ = segment.search(queries, 10, exact=True, nprobe=None, oversampling=None, alive=None)
+    assert build_indexes(tmp_path / "segment", config)
+    column = Segment.open(tmp_path / "segment", config).column(UNNAMED)
+    assert column.name.endswith(f",PQ{codes}x4fs")
+    found, _ = column.search(queries, 10, exact=False, nprobe=None, oversampling=None, alive=None)
+    truth, _ = column.search(queries, 10, exact=True, nprobe=None, oversampling=None, alive=None)
     hits = [len(np.intersect1d(one, true)) for one, true in zip(found, truth, strict=True)]
     assert np.mean(hits) > 9
 
@@ -252,9 +262,8 @@ def test_dimensions_that_codes_do_not_divide(
 @pytest.mark.parametrize("rows", [1, 2, 11, 40])
 def test_an_index_over_few_rows(tmp_path: Path, rows: int) -> None:
     write(tmp_path / "segment", clustered(rows, 7, 0), CONFIG)
-    build_index(tmp_path / "segment", CONFIG)
-    segment = Segment.open(tmp_path / "segment", CONFIG)
-    found, _ = segment.search(
-        clustered(3, 7, 1), 50, exact=False, nprobe=None, oversampling=None, alive=None
-    )
+    build_indexes(tmp_path / "segment", CONFIG)
+    column = Segment.open(tmp_path / "segment", CONFIG).column(UNNAMED)
+    queries = VectorColumn(clustered(3, 7, 1))
+    found, _ = column.search(queries, 50, exact=False, nprobe=None, oversampling=None, alive=None)
     assert ((found >= 0).sum(axis=1) == rows).all()

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import QdrantClient, models
@@ -197,6 +198,28 @@ def test_router_processes_share_the_port(tmp_path: Path) -> None:
         pids = list(shoal.processes())
         assert shoal.stop() == 0
         wait_until_gone(pids, 5)
+
+
+def test_router_processes_share_the_port_for_grpc(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--shard-servers", "1", "--routers", "3", "--grpc-port", str(port)]
+    with ShoalProcess(tmp_path / "data", *options) as shoal:
+        listening = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+        }
+        assert listening == {shoal.pid, *shoal.find("router.worker")}
+        for round_ in range(8):  # Each by one of them, or another.
+            client = QdrantClient(url=shoal.url, grpc_port=port, prefer_grpc=True, timeout=60)
+            if not round_:
+                create(client, "routed")
+                client.upsert("routed", points(range(50)), wait=True)
+            assert client.count("routed").count == 50
+            client.close()
+        options = ["--data", str(tmp_path / "other"), "--port", "0", "--grpc-port", str(port)]
+        assert "cannot listen on" in serve(*options, cwd=tmp_path).stderr
 
 
 def ask_anew(url: str, name: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from shard import write_queue
 from shard.errors import Fenced, Overloaded, Unavailable
-from shard.model import Delete, Upsert, encode_ids
+from shard.model import Delete, Upsert, encode_ids, unnamed
 from shard.write_queue import Write, WriteQueue
 
 SECONDS = 10.0
@@ -18,12 +18,12 @@ SECONDS = 10.0
 
 def write(size: int = 1) -> Write:
     """A write of ``size`` bytes, as the queue counts them."""
-    point = Upsert(encode_ids([]), np.empty((0, 1), np.float32), [b"x" * size])
+    point = Upsert(encode_ids([]), unnamed(np.empty((0, 1), np.float32)), [b"x" * size])
     return Write([point], applied=True)
 
 
 def test_size_counts_keys_vectors_and_payloads() -> None:
-    points = Upsert(encode_ids([1, 2]), np.zeros((2, 3), np.float32), [b"abc", b""])
+    points = Upsert(encode_ids([1, 2]), unnamed(np.zeros((2, 3), np.float32)), [b"abc", b""])
     assert Write([points], applied=True).bytes == 2 * 64 + 24 + 3
     assert Write([points, Delete(encode_ids([7]))], applied=True).bytes == 2 * 64 + 24 + 3 + 64
     assert Write([], applied=True).bytes == 0

@@ -184,8 +184,8 @@ class Parser:
         for position in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
             errors.setdefault(position, f"{label}: a component is not a finite float32")
         present = column.is_valid().to_numpy(zero_copy_only=False)
-        if json and column.null_count == 0:
-            present = np.array([value != b"null" for value in column.to_pylist()], np.bool_)
+        if json:
+            present &= np.array([value != b"null" for value in column.to_pylist()], np.bool_)
         if present.all():
             return VectorColumn(vectors)
         if not self._optional:

@@ -82,7 +82,7 @@ async def _search(request: Request, name: str, timeout: int | None) -> _Matrix:
 
     async def act(collection: Collection) -> _Matrix:
         if using not in collection.config.names:
-            raise InvalidInput(f"Wrong input: Not existing vector name error: {using}")
+            raise InvalidInput(f"Not existing vector name error: {using}")
         check_vector_bytes(sample, [using], collection.config)
         sampled = await context.fanout.rank(
             collection,

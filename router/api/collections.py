@@ -80,7 +80,7 @@ class _Changes:
             ("sparse_vectors", config.sparse, self.sparse_settings),
         ):
             for name in given.keys() - known.keys():
-                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+                raise InvalidInput(f"Not existing vector name error: {name}")
             old = settings.get(kind, {})
             settings[kind] = old | {
                 name: _merge(old.get(name, {}), one) for name, one in given.items()
@@ -160,7 +160,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def vector_params(body: wire.CreateCollection) -> dict[str, wire.VectorParams]:
     """By name; of the one vector that has none, by the empty one. Raises Malformed, OutOfRange."""
     given = body.vectors or {}
-    if "size" in given and not isinstance(given["size"], dict):
+    if any(not isinstance(given.get(field, {}), dict) for field in ("size", "distance")):
         return {UNNAMED: wire.convert(given, wire.VectorParams, "vectors")}
     return {
         name: wire.convert(one, wire.VectorParams, f"vectors.{name}") for name, one in given.items()

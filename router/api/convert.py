@@ -87,7 +87,7 @@ def parse_vectors(rows: Sequence[Any], config: ShardConfig) -> VectorColumns:
     for row in named:
         for name in row:
             if name not in config.vectors and name not in config.sparse:
-                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+                raise InvalidInput(f"Not existing vector name error: {name}")
     return {
         name: parse_column([row.get(name) for row in named], name, config) for name in config.names
     }
@@ -132,7 +132,7 @@ def parse_query(value: Any, name: str, config: ShardConfig) -> VectorColumn:
         if isinstance(value, dict) and "text" in value:
             return _embedded(value, "query", embed_query)
     elif name not in config.vectors:
-        raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+        raise InvalidInput(f"Not existing vector name error: {name}")
     elif config.vectors[name].multi and value and not isinstance(value[0], list):
         value = [value]
     return parse_column([value], name, config)

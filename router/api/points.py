@@ -48,7 +48,7 @@ def wanted_vectors(asked: wire.WithVector | None, config: ShardConfig) -> tuple[
     if isinstance(asked, list):
         for name in asked:
             if name not in config.vectors and name not in config.sparse:
-                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+                raise InvalidInput(f"Not existing vector name error: {name}")
         return tuple(dict.fromkeys(asked))
     return tuple(config.names) if asked else ()
 

@@ -119,7 +119,7 @@ def _deletes_vectors(body: wire.DeleteVectors) -> Write:
     async def write(context: Context, collection: Collection, wait: bool, timeout: float) -> int:
         for name in body.vector:
             if name not in collection.config.names:
-                raise InvalidInput(f"Wrong input: Not existing vector name error: {name}")
+                raise InvalidInput(f"Not existing vector name error: {name}")
         return await edits(context, collection, wait, timeout)
 
     return write

@@ -26,7 +26,7 @@ from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
 from router.query.idf import weighted
 from router.query.recommend import average
-from shard.errors import InvalidInput
+from shard.errors import InvalidInput, NotFound
 from shard.filter import Filter
 from shard.index.examples import Examples, Scoring
 from shard.model import (
@@ -234,7 +234,7 @@ class Answering:
 
     def _check(self, node: Node) -> None:
         if node.inputs and node.using not in self._config.names:
-            raise InvalidInput(f"Wrong input: Not existing vector name error: {node.using}")
+            raise InvalidInput(f"Not existing vector name error: {node.using}")
 
     # Stored vectors
 
@@ -246,9 +246,13 @@ class Answering:
         for (name, using), keys in wanted.items():
             collection = self._collection
             if name:
-                collection = await self._context.directory.find(name)
+                try:
+                    collection = await self._context.directory.find(name)
+                except NotFound as error:
+                    # Not to be taken for one of the searched collection's own shards.
+                    raise PointNotFound(str(error)) from None
                 if using not in collection.config.names:
-                    raise InvalidInput(f"Wrong input: Not existing vector name error: {using}")
+                    raise InvalidInput(f"Not existing vector name error: {using}")
             points = await self._context.fanout.retrieve(
                 collection,
                 np.array(sorted(keys), KEY_DTYPE),

@@ -27,7 +27,7 @@ from rich.table import Table
 from scripts.bench import data
 from shard.index.exact import rerank
 from shard.index.ivfpq import IvfPqIndex
-from shard.model import Distance, Rows, ShardConfig, Vectors
+from shard.model import Distance, Rows, VectorConfig, Vectors
 
 K = 10
 BATCH = 64
@@ -168,7 +168,7 @@ def main() -> None:
 
 def measure(dataset: data.DataSet, target: float, console: Console) -> tuple[int, list[Measured]]:
     """The number of lists, and what was measured: fastest first, last what missed the target."""
-    config = ShardConfig(dimension=dataset.vectors.shape[1], distance=dataset.distance)
+    config = VectorConfig(dimension=dataset.vectors.shape[1], distance=dataset.distance)
     vectors, queries = (
         _padded(config.prepare(some)) for some in (dataset.vectors, dataset.queries)
     )

@@ -19,7 +19,7 @@ import numpy as np
 from router import word_vectors
 from router.demo import cache_directory
 from shard.index.exact import scan
-from shard.model import Distance, Rows, ShardConfig, Vectors
+from shard.model import Distance, Rows, VectorConfig, Vectors
 
 QUERIES = 1_000
 TRUE_NEIGHBOURS = 100
@@ -127,7 +127,7 @@ def _truth(vectors: Vectors, queries: Vectors, distance: Distance) -> Rows:
     if path.exists():
         truth: Rows = np.load(path)
         return truth
-    config = ShardConfig(dimension=vectors.shape[1], distance=distance)
+    config = VectorConfig(dimension=vectors.shape[1], distance=distance)
     truth, _ = scan(
         config.prepare(vectors), config.prepare(queries), TRUE_NEIGHBOURS, distance, None
     )

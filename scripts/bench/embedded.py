@@ -134,7 +134,7 @@ def qdrant_edge(directory: Path, vectors: Any, distance: str) -> Search:
             limit=K,
             params=edge.SearchParams(hnsw_ef=width),
         )
-        return [point.id for point in shard.query(asked)]
+        return [int(point.id) for point in shard.query(asked)]
 
     return search
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from scripts.bench import collection, data, services
 from scripts.bench.__main__ import MANY, K, closed
 from shard.index.exact import scan
-from shard.model import ShardConfig
+from shard.model import VectorConfig
 
 SELECTIVITIES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
 _SHARDS = 4
@@ -71,7 +71,7 @@ def _measure(folder: Path, loaded: data.DataSet) -> list[dict[str, float]]:
 
 
 def _recall(loaded: data.DataSet, matching: np.ndarray[Any, Any], found: Any) -> float:
-    config = ShardConfig(dimension=loaded.vectors.shape[1], distance=loaded.distance)
+    config = VectorConfig(dimension=loaded.vectors.shape[1], distance=loaded.distance)
     rows = np.flatnonzero(matching)
     near, _ = scan(
         config.prepare(loaded.vectors[rows]),

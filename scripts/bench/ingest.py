@@ -33,7 +33,7 @@ from scripts.bench import collection, data, s3, services
 from scripts.bench.__main__ import MANY, K, closed
 from shard.index import coarse
 from shard.index.ivfpq import IvfPqIndex, sample_rows
-from shard.model import ShardConfig
+from shard.model import UNNAMED, ShardConfig, VectorConfig
 
 SHARDS = 4
 FILES, ROW_GROUP = 8, 65_536
@@ -60,13 +60,13 @@ def _measure(folder: Path, server: s3.S3Server, name: str, *, upserts: bool) -> 
     loaded = data.load(name)
     source = f"s3://{server.bucket}/source"
     _store(loaded, server)
-    plan = Plan.of(Source(source), loaded.vectors.shape[1], CHUNK_MB << 20)
+    config = VectorConfig(dimension=loaded.vectors.shape[1], distance=loaded.distance)
+    plan = Plan.of(Source(source), ShardConfig(vectors={UNNAMED: config}), CHUNK_MB << 20)
     figures: dict[str, Any] = {"kind": "ingest", "data": name, "rows": len(loaded.vectors)}
 
     np.save(folder / "vectors.npy", loaded.vectors)
     # A process of its own, as a user of FAISS has it.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        config = ShardConfig(dimension=loaded.vectors.shape[1], distance=loaded.distance)
         arguments = (folder / "vectors.npy", config, max(plan.rows) // SHARDS, folder / "index")
         figures["FAISS alone, s"] = pool.apply(_faiss_alone, arguments)
     (folder / "vectors.npy").unlink()
@@ -116,7 +116,7 @@ def _store(loaded: data.DataSet, server: s3.S3Server) -> None:
         )
 
 
-def _faiss_alone(path: Path, config: ShardConfig, rows: int, index: Path) -> dict[str, float]:
+def _faiss_alone(path: Path, config: VectorConfig, rows: int, index: Path) -> dict[str, float]:
     """Seconds that FAISS takes on all cores; ``rows`` is what the template is for."""
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     vectors = config.prepare(np.load(path))

@@ -15,7 +15,7 @@ import numpy as np
 from cluster.catalog import Catalog
 from scripts.bench.collection import NAME
 from shard.manifest import Manifests
-from shard.model import Calibration, Rows, ShardConfig, Vectors, decode_ids
+from shard.model import UNNAMED, Calibration, Rows, Vectors, decode_ids
 from shard.objects.local import LocalObjectStore
 
 
@@ -25,14 +25,14 @@ class RawFaiss:
     def __init__(self, data: Path) -> None:
         store = LocalObjectStore(data)
         collection = Catalog(store).get(NAME)
-        self._config: ShardConfig = collection.config
+        self._config = collection.config.vectors[UNNAMED]
         self._indexes: list[tuple[faiss.Index, Calibration, Rows]] = []
         self._vectors: list[Vectors] = []
         for shard in range(collection.shard_count):
             prefix = f"{collection.prefix}/shard-{shard:04d}"
             for entry in Manifests(store, f"{prefix}/manifest").read().segments:
-                if entry.calibration is not None:
-                    self._open(data / prefix / "segment" / entry.id, entry.calibration)
+                if (calibration := entry.calibrations.get(UNNAMED)) is not None:
+                    self._open(data / prefix / "segment" / entry.id, calibration)
 
     @property
     def rows(self) -> int:
@@ -66,8 +66,8 @@ class RawFaiss:
         return done / took
 
     def _open(self, segment: Path, calibration: Calibration) -> None:
-        base = faiss.read_index(str(segment / "index.faiss"))
-        vectors = np.load(segment / "vectors.npy")
+        base = faiss.read_index(str(segment / "index-0.faiss"))
+        vectors = np.load(segment / "vectors-0.npy")
         index = faiss.IndexRefineFlat(base, faiss.swig_ptr(vectors))
         index.own_fields = False
         self._vectors.append(vectors)  # FAISS has but a pointer to them.

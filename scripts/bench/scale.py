@@ -25,7 +25,7 @@ from cluster.catalog import Catalog
 from cluster.topology import TopologyDocument
 from scripts.bench import collection, data, services
 from scripts.bench.__main__ import MANY, K, closed
-from shard.model import SearchParams
+from shard.model import SearchParams, VectorColumn
 from shard.objects.local import LocalObjectStore
 from shard.rpc.client import ShardClient
 
@@ -106,8 +106,9 @@ async def _shard_seconds(folder: Path, chosen: data.DataSet) -> list[float]:
     took = []
     for number in range(-_WARM_UP_CALLS, _CALLS):
         row = number % len(chosen.queries)
+        query = VectorColumn(chosen.queries[row : row + 1])
         began = perf_counter()
-        await client.search(searched.id, [0], chosen.queries[row : row + 1], params, timeout=10)
+        await client.search(searched.id, [0], query, params, timeout=10)
         took.append(perf_counter() - began)
     await client.close()
     return took[_WARM_UP_CALLS:]

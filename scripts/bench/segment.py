@@ -16,8 +16,19 @@ import numpy as np
 
 from router import word_vectors
 from scripts.bench import data
-from shard.model import Distance, Points, ShardConfig, Vectors, encode_ids
-from shard.segment import Segment, build_index, write_segment
+from shard.index.columns import ColumnIndex
+from shard.model import (
+    UNNAMED,
+    Distance,
+    Points,
+    ShardConfig,
+    VectorColumn,
+    VectorConfig,
+    Vectors,
+    encode_ids,
+    unnamed,
+)
+from shard.segment import Segment, build_indexes, write_segment
 
 LIMIT = 10
 BATCH = 8_192
@@ -29,21 +40,22 @@ def main() -> None:
     parser.add_argument("--distance", type=Distance, default=Distance.COSINE)
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
-    config = ShardConfig(dimension=word_vectors.DIMENSION, distance=arguments.distance)
+    config = VectorConfig(dimension=word_vectors.DIMENSION, distance=arguments.distance)
     vectors, queries = data.glove()
     stored = config.prepare(vectors[: arguments.rows])
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), config, stored, config.prepare(queries))
 
 
-def measure(folder: Path, config: ShardConfig, vectors: Vectors, queries: Vectors) -> None:
+def measure(folder: Path, one: VectorConfig, vectors: Vectors, queries: Vectors) -> None:
     rows = len(vectors)
+    config = ShardConfig(vectors={UNNAMED: one})
     keys = encode_ids(range(rows))
     started = time.perf_counter()
     write_segment(
         folder,
         (
-            Points(keys[first : first + BATCH], [b"{}"] * len(own), own)
+            Points(keys[first : first + BATCH], [b"{}"] * len(own), unnamed(own))
             for first in range(0, rows, BATCH)
             if len(own := vectors[first : first + BATCH])
         ),
@@ -51,16 +63,16 @@ def measure(folder: Path, config: ShardConfig, vectors: Vectors, queries: Vector
         config,
     )
     written = time.perf_counter()
-    calibration = build_index(folder, config)
+    calibration = build_indexes(folder, config).get(UNNAMED)
     built = time.perf_counter()
     assert calibration is not None, "the recall target is out of reach"
-    segment = Segment.open(folder, config)
+    column = Segment.open(folder, config).column(UNNAMED)
     nprobe, oversampling = calibration.nprobe, calibration.oversampling
 
-    exact, truth = timed(segment, queries, exact=True)
-    found, answers = timed(segment, queries, nprobe=nprobe, oversampling=oversampling)
+    exact, truth = timed(column, queries, exact=True)
+    found, answers = timed(column, queries, nprobe=nprobe, oversampling=oversampling)
     recall = np.mean([len(set(a) & set(b)) / LIMIT for a, b in zip(answers, truth, strict=True)])
-    print(f"{rows:,} rows, {config.distance}, one thread, {segment.index_name}")
+    print(f"{rows:,} rows, {one.distance}, one thread, {column.name}")
     print(f"write {written - started:.2f} s, train, add and calibrate {built - written:.2f} s")
     print(f"calibration: nprobe {nprobe}, oversampling {oversampling:g}, {calibration.recall:.3f}")
     print(f"recall@{LIMIT} of {len(queries)} held-out queries: {recall:.3f}")
@@ -68,7 +80,7 @@ def measure(folder: Path, config: ShardConfig, vectors: Vectors, queries: Vector
 
 
 def timed(
-    segment: Segment,
+    column: ColumnIndex,
     queries: Vectors,
     *,
     exact: bool = False,
@@ -78,9 +90,10 @@ def timed(
     """Median milliseconds of one query, and the answers."""
     milliseconds, answers = [], []
     for number in range(len(queries)):
+        query = VectorColumn(queries[number : number + 1])
         started = time.perf_counter()
-        rows, _ = segment.search(
-            queries[number : number + 1],
+        rows, _ = column.search(
+            query,
             LIMIT,
             exact=exact,
             nprobe=nprobe,
