@@ -684,6 +684,10 @@ def test_search_parameters_are_taken(http: httpx.Client, collection: str) -> Non
 def test_too_many_vectors_for_one_answer(http: httpx.Client) -> None:
     ok(http.put("/collections/wide", json={"vectors": {"size": 65_536, "distance": "Dot"}}))
     path = "/collections/wide/points"
+    # A page may be larger than what there is.
+    ok(http.post(f"{path}/scroll", json={"limit": 193, "with_vector": True}), wire.Page)
+    points = [{"id": number, "vector": {}} for number in range(193)]
+    ok(http.put(f"{path}?wait=true", json={"points": points}))
     message = "expected at most 192 points of dimension 65536"
     for method, body in (
         ("/scroll", {"limit": 193}),
