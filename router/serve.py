@@ -29,6 +29,7 @@ from cluster.topology import TopologyWatcher, poll_seconds
 from router.child import Child, kept_running
 from router.grpc.server import reserved_port
 from router.http import DRAIN_SECONDS, routing
+from router.security.settings import OPEN, Security
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
 from shard.objects import local_directory, open_object_store
@@ -55,6 +56,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     scratch: str | None = None
     ray_address: str | None = None
     log_level: str = "info"
+    security: Security = OPEN
 
 
 def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
@@ -95,6 +97,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
                 listening,
                 (settings.host, grpc_port),
                 settings.shards,
+                settings.security,
             )
         )
         workers = [
@@ -104,6 +107,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
                     _worker_settings(settings, listening, grpc_port),
                     stop_seconds=WORKER_STOP_SECONDS,
                     pass_fds=[listening.fileno()],
+                    secrets=settings.security,
                 )
             )
             for _ in range(settings.routers - 1)

@@ -1,0 +1,87 @@
+"""Options of commands that listen, and what they make of a router."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from router.security.settings import Security, read_key
+from shard.errors import InvalidInput
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_KEY = (
+    click.option("--api-key", help="The service's key. On a command line it is no secret."),
+    click.option("--api-key-file", type=_FILE, help="File that has the key."),
+)
+_OPTIONS = (
+    *_KEY,
+    click.option("--read-only-api-key", help="Key for those who may only read."),
+    click.option("--read-only-api-key-file", type=_FILE, help="File that has that key."),
+    click.option(
+        "--jwt-rbac", is_flag=True, help="Take tokens (JWT) too, signed with the API key."
+    ),
+    click.option(
+        "--allow-anonymous",
+        is_flag=True,
+        help="Let everybody in who reaches --host, without a key.",
+    ),
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options to a command that has ``host``, and gives it ``security`` for them."""
+
+    @functools.wraps(command)
+    def run(
+        *,
+        host: str,
+        api_key: str | None,
+        api_key_file: Path | None,
+        read_only_api_key: str | None,
+        read_only_api_key_file: Path | None,
+        jwt_rbac: bool,
+        allow_anonymous: bool,
+        **options: Any,
+    ) -> None:
+        # What this process starts does not inherit them.
+        for variable in ("SHOAL_API_KEY", "SHOAL_READ_ONLY_API_KEY"):
+            os.environ.pop(variable, None)
+        try:
+            security = Security(
+                api_key=read_key(api_key, api_key_file, "--api-key"),
+                read_only_api_key=read_key(
+                    read_only_api_key, read_only_api_key_file, "--read-only-api-key"
+                ),
+                jwt_rbac=jwt_rbac,
+            ).check(host, allow_anonymous=allow_anonymous)
+        except InvalidInput as error:
+            click.echo(f"shoal: {error}", err=True)
+            sys.exit(1)
+        command(host=host, security=security, **options)
+
+    for option in reversed(_OPTIONS):
+        run = option(run)
+    return run
+
+
+def with_key(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options to a command that asks a service, and gives it its ``key``."""
+
+    @functools.wraps(command)
+    def run(*, api_key: str | None, api_key_file: Path | None, **options: Any) -> None:
+        try:
+            key = read_key(api_key, api_key_file, "--api-key")
+        except InvalidInput as error:
+            click.echo(f"shoal: {error}", err=True)
+            sys.exit(1)
+        command(key=key, **options)
+
+    for option in reversed(_KEY):
+        run = option(run)
+    return run
