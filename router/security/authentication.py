@@ -14,7 +14,7 @@ import msgspec
 from router.errors import Forbidden, Unauthorized
 from router.security.access import Access, Level
 from router.security.settings import Security
-from shard.errors import NotFound
+from shard.errors import InvalidInput, NotFound
 from shard.filter import Condition, Filter, Match, Value
 
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
@@ -143,7 +143,7 @@ def _decode(token: bytes, secret: str) -> _Token:
         claims = msgspec.convert(given, _Claims)
         if claims.value_exists is not None:
             claims.value_exists.filter().check("value_exists")
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, InvalidInput) as error:
         raise Unauthorized(f"Invalid JWT: {error}") from None
     return _Token(
         _access(claims),
