@@ -36,6 +36,7 @@ from router.fanout import Fanout
 from router.hot_path import HotPath
 from router.security.authentication import Authenticator, ValueExists
 from router.security.gate import Gate
+from router.security.locations import Locations
 from router.security.settings import OPEN, Security
 from shard.objects import ObjectStore
 
@@ -86,6 +87,7 @@ def create_app(
         default_shards=default_shards,
         max_body_bytes=max_body_bytes,
         timeout=timeout,
+        locations=Locations(security.locations),
     )
     for resource in (
         service,

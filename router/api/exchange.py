@@ -20,6 +20,7 @@ from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
 from router.security.access import FULL, Access, Level
+from router.security.locations import Locations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Context:
     max_body_bytes: int
     timeout: float
     """Seconds given to a request that names no timeout of its own."""
+    locations: Locations
     access: Access = FULL
     """What the request may do."""
 

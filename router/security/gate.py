@@ -7,6 +7,7 @@ other collections is checked where it is understood, by the `Access` that goes a
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -83,6 +84,7 @@ def _refuse_web_pages(headers: Headers) -> None:
         )
 
 
+@lru_cache(maxsize=64)
 def _is_address(host: str) -> bool:
     """Whether no DNS server has told where the host is."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

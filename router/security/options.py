@@ -27,6 +27,15 @@ _OPTIONS = (
         "--jwt-rbac", is_flag=True, help="Take tokens (JWT) too, signed with the API key."
     ),
     click.option(
+        "--allow-location",
+        "locations",
+        multiple=True,
+        envvar="SHOAL_ALLOW_LOCATION",
+        metavar="PLACE",
+        help="Directory or s3://BUCKET/PREFIX to ingest from, export to and recover from; may be "
+        "given more than once.  [default: everywhere for this machine without keys, else nowhere]",
+    ),
+    click.option(
         "--allow-anonymous",
         is_flag=True,
         help="Let everybody in who reaches --host, without a key.",
@@ -46,6 +55,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         read_only_api_key: str | None,
         read_only_api_key_file: Path | None,
         jwt_rbac: bool,
+        locations: tuple[str, ...],
         allow_anonymous: bool,
         **options: Any,
     ) -> None:
@@ -59,6 +69,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                     read_only_api_key, read_only_api_key_file, "--read-only-api-key"
                 ),
                 jwt_rbac=jwt_rbac,
+                locations=list(locations),
             ).check(host, allow_anonymous=allow_anonymous)
         except InvalidInput as error:
             click.echo(f"shoal: {error}", err=True)

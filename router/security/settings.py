@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from router.security.locations import Locations
 from shard.errors import InvalidInput
 
 LEAST_JWT_SECRET = 32
@@ -25,6 +26,9 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is open to this machine, and has to be closed to the web pages that are read on
     it."""
 
+    locations: list[str] | None = None
+    """Where users may have it read and write, as `Locations` has it."""
+
     @property
     def has_keys(self) -> bool:
         return self.api_key is not None or self.read_only_api_key is not None
@@ -40,15 +44,18 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
                 f"--jwt-rbac: expected an --api-key of {LEAST_JWT_SECRET} bytes or more: tokens "
                 "are signed with it"
             )
+        guarded = msgspec.structs.replace(self, locations=self.locations or [])
+        Locations(guarded.locations)
         if self.has_keys or allow_anonymous:
-            return self
+            return guarded
         if not is_loopback(host):
             raise InvalidInput(
                 f"--host {host}: others than this machine could reach the service, and nothing "
                 "would ask them for a key. Give it one by --api-key-file or SHOAL_API_KEY, or say "
                 "--allow-anonymous"
             )
-        return msgspec.structs.replace(self, local=True)
+        # Whoever asks is on this machine, and may read and write there without asking.
+        return msgspec.structs.replace(guarded, local=True, locations=self.locations or None)
 
 
 OPEN = Security()
