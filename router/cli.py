@@ -161,6 +161,10 @@ def router_command(
     help="Where each of them listens; 0: any free.",
 )
 @click.option("--scratch", required=True, help="Directory on Ray's nodes for local copies.")
+@click.option(
+    "--cluster-tls",
+    help="Directory on Ray's nodes of tls.crt, tls.key and ca.crt, for TLS with routers.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
     "--grpc-port",
@@ -177,6 +181,7 @@ def supervise_command(
     shard_servers: int,
     shard_port: int,
     scratch: str,
+    cluster_tls: str | None,
     host: str,
     grpc_port: int,
     log_level: str,
@@ -196,6 +201,7 @@ def supervise_command(
             ray_address=ray_address,
             node_resource=NODE_RESOURCE,
             shard_port=shard_port,
+            tls=cluster_tls,
             log_level=log_level,
         ),
         name=cluster,

@@ -6,9 +6,12 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
+import grpc
 import uvicorn
 from grpc_health.v1 import health
 
@@ -19,6 +22,7 @@ from router.grpc import server as grpc_server
 from router.security.settings import Security
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
+from shard.rpc.tls import channel_credentials, read
 from shard.scheduling import ask_for_short_slices
 
 DRAIN_SECONDS = 8
@@ -42,7 +46,12 @@ async def routing(
     none, ``security`` who may ask what. What it yields tells probes by gRPC whether this router is
     well, which is not said yet.
     """
-    app = create_app(store, data, Fanout(watcher), default_shards=default_shards, security=security)
+    credentials = None
+    if security.cluster_tls is not None:
+        credentials = channel_credentials(security.cluster_tls)
+    app = create_app(
+        store, data, Fanout(watcher, credentials), default_shards=default_shards, security=security
+    )
     server = _HttpServer(
         uvicorn.Config(
             app,
@@ -53,6 +62,10 @@ async def routing(
             access_log=False,
             proxy_headers=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
+            ssl_certfile=security.tls_cert,
+            ssl_keyfile=security.tls_key,
+            ssl_ca_certs=security.tls_client_ca,
+            ssl_cert_reqs=ssl.CERT_NONE if security.tls_client_ca is None else ssl.CERT_REQUIRED,
         )
     )
     ask_for_short_slices()
@@ -66,11 +79,24 @@ async def routing(
                 raise Unavailable("the HTTP server did not start")
             await asyncio.sleep(0.01)
         # It ends first: with the HTTP server, the application does.
-        async with grpc_server.serving(app, *grpc_address, DRAIN_SECONDS) as wellness:
+        async with grpc_server.serving(
+            app, *grpc_address, DRAIN_SECONDS, _grpc_credentials(security)
+        ) as wellness:
             yield wellness
     finally:
         server.should_exit = True
         await serving
+
+
+def _grpc_credentials(security: Security) -> grpc.ServerCredentials | None:
+    if security.tls_cert is None or security.tls_key is None:
+        return None
+    authority = None if security.tls_client_ca is None else read(Path(security.tls_client_ca))
+    return grpc.ssl_server_credentials(
+        [(read(Path(security.tls_key)), read(Path(security.tls_cert)))],
+        authority,
+        require_client_auth=authority is not None,
+    )
 
 
 class _HttpServer(uvicorn.Server):

@@ -123,7 +123,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        ready(url_of(listening))
+        ready(url_of(listening, settings.security))
         await stopping.wait()
         logger.info("stopping")
 
@@ -184,9 +184,10 @@ def stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, security: Security) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if security.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio.Event) -> None:
@@ -223,6 +224,7 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
         # Together they use every core once.
         search_threads=max(1, cores() // settings.shard_servers),
         ray_address=settings.ray_address,
+        tls=settings.security.cluster_tls,
         log_level=settings.log_level,
     )
 

@@ -63,5 +63,5 @@ async def _route(settings: RouterSettings, ready: Callable[[str], None]) -> None
             ) as wellness,
         ):
             await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-            ready(url_of(listening))
+            ready(url_of(listening, settings.security))
             await stopping.wait()

@@ -26,6 +26,16 @@ _OPTIONS = (
     click.option(
         "--jwt-rbac", is_flag=True, help="Take tokens (JWT) too, signed with the API key."
     ),
+    click.option("--tls-cert", type=_FILE, help="Certificate (PEM) to serve HTTP and gRPC with."),
+    click.option("--tls-key", type=_FILE, help="Its private key."),
+    click.option(
+        "--tls-client-ca", type=_FILE, help="Authorities: clients must have a certificate of one."
+    ),
+    click.option(
+        "--cluster-tls",
+        type=click.Path(file_okay=False),
+        help="Directory of tls.crt, tls.key and ca.crt for TLS between routers and shard servers.",
+    ),
     click.option(
         "--allow-location",
         "locations",
@@ -55,6 +65,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         read_only_api_key: str | None,
         read_only_api_key_file: Path | None,
         jwt_rbac: bool,
+        tls_cert: Path | None,
+        tls_key: Path | None,
+        tls_client_ca: Path | None,
+        cluster_tls: str | None,
         locations: tuple[str, ...],
         allow_anonymous: bool,
         **options: Any,
@@ -69,6 +83,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                     read_only_api_key, read_only_api_key_file, "--read-only-api-key"
                 ),
                 jwt_rbac=jwt_rbac,
+                tls_cert=_text(tls_cert),
+                tls_key=_text(tls_key),
+                tls_client_ca=_text(tls_client_ca),
+                cluster_tls=cluster_tls,
                 locations=list(locations),
             ).check(host, allow_anonymous=allow_anonymous)
         except InvalidInput as error:
@@ -79,6 +97,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def with_key(command: Callable[..., None]) -> Callable[..., None]:

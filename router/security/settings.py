@@ -26,6 +26,13 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is open to this machine, and has to be closed to the web pages that are read on
     it."""
 
+    tls_cert: str | None = None
+    """File of the certificate that HTTP and gRPC are served with, and those that vouch for it."""
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    """File of the authorities of which clients have to have a certificate."""
+    cluster_tls: str | None = None
+    """Directory of `shard.rpc.tls`, for the way to the shard servers."""
     locations: list[str] | None = None
     """Where users may have it read and write, as `Locations` has it."""
 
@@ -44,6 +51,10 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
                 f"--jwt-rbac: expected an --api-key of {LEAST_JWT_SECRET} bytes or more: tokens "
                 "are signed with it"
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidInput("--tls-cert, --tls-key: expected both of them, or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidInput("--tls-client-ca: expected --tls-cert too")
         guarded = msgspec.structs.replace(self, locations=self.locations or [])
         Locations(guarded.locations)
         if self.has_keys or allow_anonymous:
