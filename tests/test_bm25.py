@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from router.api import bm25, wire
-from router.api.ascii_folding import fold
+from router.api import wire
 from router.api.bm25 import Bm25Options, embed_document, embed_query
 from router.errors import Malformed, OutOfRange
+from shard.ascii_folding import fold
 from shard.errors import InvalidInput
+from shard.text import stopwords
 
 LANGUAGES = [one.value for one in models.Language]
 STEMMED = [one.value for one in models.SnowballLanguage if one.value != "armenian"]
@@ -135,7 +136,7 @@ def test_every_language_has_stopwords_or_a_stemmer() -> None:
     for language in {*LANGUAGES, *STEMMED}:
         assert embed_query("qdrant", options(language=language))[0].size == 1
     for language in LANGUAGES:
-        assert len(bm25._stopwords(language)) > 40
+        assert len(stopwords(language)) > 40
 
 
 @pytest.mark.parametrize(
