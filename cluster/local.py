@@ -23,14 +23,13 @@ from uuid import uuid4
 import msgspec
 import psutil
 
-from cluster.settings import ClusterSettings, configure_logging
+from cluster.settings import ENVIRONMENT, NAMESPACE, ClusterSettings, configure_logging
 from cluster.topology import TopologyDocument
 from shard.errors import ShoalError
 from shard.objects import open_object_store
 
 logger = logging.getLogger(__name__)
 
-NAMESPACE = "shoal"
 OBJECT_STORE_BYTES = 80 << 20
 """Ray's least; only assignments go through Ray."""
 RECONNECT_SECONDS = 86_400
@@ -55,7 +54,7 @@ def _run(settings: ClusterSettings, stopping: Event) -> None:
     # Only now: Ray reads the environment when it is imported.
     import ray
 
-    from cluster.supervisor import SUPERVISOR, start_supervisor, stop_shard_servers
+    from cluster.supervisor import start_supervisor, stop_shard_servers
 
     folder = _ray_folder(settings)
     try:
@@ -85,10 +84,7 @@ def _run(settings: ClusterSettings, stopping: Event) -> None:
             )
         # Ray has set a handler of its own.
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-        if not _exists(SUPERVISOR):
-            cluster = uuid4().hex
-            TopologyDocument(open_object_store(settings.data)).claim(cluster)
-            start_supervisor(settings, cluster)
+        start_supervisor(settings, lambda: _claim(settings.data))
         print("started", flush=True)
         stopping.wait()
         if settings.ray_address is None:
@@ -100,21 +96,7 @@ def _run(settings: ClusterSettings, stopping: Event) -> None:
 
 
 def _set_environment(settings: ClusterSettings) -> None:
-    """Variables for Ray and, through it, for the actors' processes."""
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "0",
-        # Ray's workers are nice by 15; what serves queries must not come last.
-        "RAY_worker_niceness": "0",
-        # Idle OpenMP threads would spin, and take the cores from the ones that have work.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc keeps freed memory per arena, and there would be eight a core.
-        "MALLOC_ARENA_MAX": "2",
-        # Nor does what a build or a flush has freed stay: thresholds set do not grow by themselves.
-        "MALLOC_MMAP_THRESHOLD_": str(512 << 10),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-    }
+    os.environ |= ENVIRONMENT
     if settings.ray_address is None:
         # A secret of this cluster alone, and no file for it in the home directory.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -126,14 +108,10 @@ def _ray_folder(settings: ClusterSettings) -> Path:
     return Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{name}"
 
 
-def _exists(actor: str) -> bool:
-    import ray
-
-    try:
-        ray.get_actor(actor)
-    except ValueError:
-        return False
-    return True
+def _claim(data: str) -> str:
+    cluster = uuid4().hex
+    TopologyDocument(open_object_store(data)).claim(cluster)
+    return cluster
 
 
 def _exit_with_parent(settings: ClusterSettings, stopping: Event) -> None:

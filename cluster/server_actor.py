@@ -72,7 +72,11 @@ class ShardServerActor:
         if self._settings.ray_address is not None:
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         server = ShardServer(
-            store, scratch, host=host, search_threads=self._settings.search_threads
+            store,
+            scratch,
+            host=host,
+            port=self._settings.shard_port,
+            search_threads=self._settings.search_threads,
         )
         self._address = f"{host}:{server.start()}"
         logger.info("%s listens on %s", self._name, self._address)

@@ -7,6 +7,24 @@ import sys
 
 import msgspec
 
+NAMESPACE = "shoal"
+"""Of Shoal's actors in a Ray cluster."""
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ray's workers are nice by 15; what serves queries must not come last.
+    "RAY_worker_niceness": "0",
+    # Idle OpenMP threads would spin, and take the cores from the ones that have work.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps freed memory per arena, and there would be eight a core.
+    "MALLOC_ARENA_MAX": "2",
+    # Nor does what a build or a flush has freed stay: thresholds set do not grow by themselves.
+    "MALLOC_MMAP_THRESHOLD_": str(512 << 10),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+"""Variables for Ray and, through it, for the actors' processes, whoever starts Ray."""
+
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Goes from the launcher to the process that starts Ray, and to every actor."""
@@ -20,6 +38,10 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads that search in each shard server; None: one a core."""
     ray_address: str | None = None
     """A Ray cluster to use; None: start one on this machine."""
+    node_resource: str | None = None
+    """Ray's resource of which each shard server takes one unit; None: any node is good for any."""
+    shard_port: int = 0
+    """Where each shard server listens, alone on its node then; 0: any free port."""
     log_level: str = "info"
 
 

@@ -7,9 +7,9 @@ at any time, and its successor goes on from there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Thread
 from time import monotonic, sleep
@@ -45,6 +45,10 @@ RETRY_FAILED_SECONDS = (2.0, 60.0)
 ERASE_SECONDS = 5.0
 """Between passes over a deleted collection's objects; its shards may still be closing."""
 STOP_GRACE_SECONDS = 1.0
+ANSWER_SECONDS = 10.0
+"""How long a supervisor may take to tell what it was told."""
+
+_SHARD_SERVER = "shard-server-"
 
 # Restarted without end, wherever there is room. Calls must not wait for one another.
 _FOREVER: dict[str, Any] = {
@@ -56,20 +60,53 @@ _FOREVER: dict[str, Any] = {
 }
 
 
-def start_supervisor(settings: ClusterSettings, cluster: str) -> None:
-    """Start the supervisor of this Ray cluster, unless it has one."""
+def start_supervisor(settings: ClusterSettings, claim: Callable[[], str]) -> None:
+    """Start the supervisor of this Ray cluster, unless it has one.
+
+    ``claim`` makes the object store this cluster's, and answers the cluster's id.
+    """
+    if _find(SUPERVISOR) is None:
+        _start(settings, claim())
+
+
+def update_supervisor(settings: ClusterSettings) -> None:
+    """Replace the supervisor if it was told anything but ``settings``. Its successor goes on.
+
+    Raises Unavailable where it does not answer: it may be about to be restarted.
+    """
+    told: ClusterSettings
+    cluster: str
+    try:
+        supervisor = ray.get_actor(SUPERVISOR)
+        told, cluster = ray.get(supervisor.told.remote(), timeout=ANSWER_SECONDS)
+    except (ValueError, RayError) as error:
+        raise Unavailable(f"the supervisor does not answer: {error}") from error
+    if told == settings:
+        return
+    logger.warning("the settings have changed: the supervisor is replaced")
+    ray.kill(supervisor, no_restart=True)
+    while _find(SUPERVISOR) is not None:
+        sleep(0.1)
+    _start(settings, cluster)
+
+
+def _start(settings: ClusterSettings, cluster: str) -> None:
     actor = ray.remote(Supervisor).options(name=SUPERVISOR, **_FOREVER)
     actor.remote(settings, cluster)
+
+
+def _find(name: str) -> ActorHandle[Any] | None:
+    try:
+        return ray.get_actor(name)
+    except ValueError:
+        return None
 
 
 def stop_shard_servers(count: int, timeout: float) -> None:
     """End the supervisor, and then its shard servers, in order."""
     ray.kill(ray.get_actor(SUPERVISOR), no_restart=True)
-    servers = []
-    for number in range(count):
-        # It may be too early for some of them.
-        with contextlib.suppress(ValueError):
-            servers.append(ray.get_actor(_name(number)))
+    # It may be too early for some of them.
+    servers = [server for number in range(count) if (server := _find(_name(number))) is not None]
     _stop_all(servers, timeout)
 
 
@@ -84,12 +121,17 @@ class Supervisor:
         self._self = ray.get_runtime_context().current_actor
         Thread(target=self._run, name="supervisor", daemon=True).start()
 
+    def told(self) -> tuple[ClusterSettings, str]:
+        """What the supervisor was started with: the settings, and the id of its cluster."""
+        return self._settings, self._cluster
+
     def _run(self) -> None:
         servers = {
             name: _Server(name, self._settings)
             for name in map(_name, range(self._settings.shard_servers))
         }
         try:
+            _stop_surplus(servers.keys())
             store = self._open_store()
             loop = _Reconciliation(store, self._settings, self._cluster, servers, self._interval)
             while True:
@@ -135,8 +177,12 @@ class _Server:
     def actor(self) -> ActorHandle[Any]:
         """The actor; it is made anew after Ray has given it up."""
         if self._actor is None:
+            resource = self._settings.node_resource
             actor: Any = ray.remote(ShardServerActor).options(
-                name=self.name, scheduling_strategy="SPREAD", **_FOREVER
+                name=self.name,
+                scheduling_strategy="SPREAD",
+                resources={resource: 1} if resource else None,
+                **_FOREVER,
             )
             self._actor = actor.remote(self.name, self._settings)
         return self._actor
@@ -346,7 +392,20 @@ class _Eraser:
 
 
 def _name(number: int) -> str:
-    return f"shard-server-{number}"
+    return f"{_SHARD_SERVER}{number}"
+
+
+def _stop_surplus(names: Container[str]) -> None:
+    """Stop the shard servers that an earlier supervisor had beyond ``names``."""
+    surplus = [
+        name
+        for name in ray.util.list_named_actors()
+        if name.startswith(_SHARD_SERVER) and name not in names
+    ]
+    for name in surplus:
+        logger.warning("%s is one too many: its shards move", name)
+    servers = [server for name in surplus if (server := _find(name)) is not None]
+    _stop_all(servers, STOP_GRACE_SECONDS + 1)
 
 
 def _stop_all(servers: list[ActorHandle[Any]], timeout: float) -> None:

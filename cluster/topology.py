@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from time import monotonic
 from typing import Self
 
@@ -46,13 +46,16 @@ class TopologyDocument:
     def read(self) -> Topology:
         return _decode(self._document.read()[1])
 
-    def claim(self, cluster: str) -> None:
+    def claim(self, cluster: str, *, over: Container[str] | None = None) -> None:
         """Take over from whatever cluster served the store before.
 
-        No shard is placed anywhere then.
+        No shard is placed anywhere then. Raises Superseded where `name_of` that cluster is not
+        among ``over``; None: whatever it is.
         """
 
         def unplace(topology: Topology) -> Topology:
+            if over is not None and topology.cluster and name_of(topology.cluster) not in over:
+                raise Superseded(f"cluster {topology.cluster} serves the store")
             unplaced = {id_: [""] * len(shards) for id_, shards in topology.placements.items()}
             return Topology(servers={}, placements=unplaced, cluster=cluster)
 
@@ -137,6 +140,12 @@ class TopologyWatcher:
             for change in self._waiting:
                 if not change.done():
                     change.set_result(None)
+
+
+def name_of(cluster: str) -> str:
+    """The part of a cluster's id that stays the same when it is started anew."""
+    name, dot, _ = cluster.rpartition(".")
+    return name if dot else cluster
 
 
 def poll_seconds(data: str) -> float:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import click
 
 from shard.errors import ShoalError
+
+NODE_RESOURCE = "shard_server"
 
 # gRPC's own log. What went wrong, Shoal says. gRPC reads this when it is imported, which is why
 # the commands import what they need themselves.
@@ -20,6 +25,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 @click.version_option(package_name="shoal")
 def main() -> None:
     """Shoal: vector search whose truth is in object storage."""
+
+
+_log_level = click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    help="Logs go to stderr.",
+)
 
 
 @main.command("serve", context_settings={"auto_envvar_prefix": "SHOAL"})
@@ -38,7 +51,7 @@ def main() -> None:
 @click.option(
     "--shard-servers",
     type=click.IntRange(1, 1_024),
-    default=lambda: len(os.sched_getaffinity(0)),
+    default=lambda: _cores(),
     show_default="one a core",
     help="Processes that host shards.",
 )
@@ -51,12 +64,7 @@ def main() -> None:
 )
 @click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
 @click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
-    help="Logs go to stderr.",
-)
+@_log_level
 def serve_command(
     data: str,
     host: str,
@@ -73,7 +81,7 @@ def serve_command(
     from router.serve import ServeSettings, serve
 
     settings = ServeSettings(
-        data=data if "://" in data else str(Path(data).absolute()),
+        data=_place(data),
         host=host,
         port=port,
         grpc_port=grpc_port,
@@ -84,11 +92,108 @@ def serve_command(
         ray_address=ray_address,
         log_level=log_level,
     )
-    try:
-        serve(settings, lambda url: click.echo(f"Shoal is ready at {url}"))
-    except (ShoalError, OSError) as error:
-        click.echo(f"shoal: {error}", err=True)
-        sys.exit(1)
+    _run(lambda: serve(settings, _tell_ready))
+
+
+@main.command("router", context_settings={"auto_envvar_prefix": "SHOAL"})
+@click.option("--data", default="shoal-data", help="The cluster's directory or s3://BUCKET/PREFIX.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=6333, help="HTTP; 0: any free.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65_535),
+    default=6334,
+    help="gRPC; 0: any free.",
+)
+@click.option(
+    "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
+)
+@_log_level
+def router_command(
+    data: str, host: str, port: int, grpc_port: int, shards: int, log_level: str
+) -> None:
+    """Answer requests, for a cluster that `shoal supervise` or `shoal serve` runs."""
+    from router.standalone import RouterSettings, route
+
+    settings = RouterSettings(
+        data=_place(data),
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        shards=shards,
+        log_level=log_level,
+    )
+    _run(lambda: route(settings, _tell_ready))
+
+
+@main.command("supervise", context_settings={"auto_envvar_prefix": "SHOAL"})
+@click.option("--data", default="shoal-data", help="Directory or s3://BUCKET/PREFIX.")
+@click.option("--ray-address", required=True, help="The Ray cluster, HOST:PORT or ray://HOST:PORT.")
+@click.option(
+    "--cluster",
+    default="shoal",
+    help="Name of the cluster; one of another name on the same data is left alone.",
+)
+@click.option("--take-over", metavar="NAME", help="Cluster to replace, by its name.")
+@click.option(
+    "--shard-servers",
+    type=click.IntRange(1, 1_024),
+    required=True,
+    help=f"Processes that host shards. Each takes one of Ray's resource `{NODE_RESOURCE}`.",
+)
+@click.option(
+    "--shard-port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="Where each of them listens; 0: any free.",
+)
+@click.option("--scratch", required=True, help="Directory on Ray's nodes for local copies.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65_535),
+    default=6335,
+    help="gRPC health service; 0: any free.",
+)
+@_log_level
+def supervise_command(
+    data: str,
+    ray_address: str,
+    cluster: str,
+    take_over: str | None,
+    shard_servers: int,
+    shard_port: int,
+    scratch: str,
+    host: str,
+    grpc_port: int,
+    log_level: str,
+) -> None:
+    """Keep a supervisor and its shard servers on a Ray cluster that runs already.
+
+    They go on when this command ends. Started with other options, it replaces the supervisor.
+    """
+    from cluster.keeper import KeeperSettings, keep_supervisor
+    from cluster.settings import ClusterSettings
+
+    settings = KeeperSettings(
+        cluster=ClusterSettings(
+            data=_place(data),
+            scratch=scratch,
+            shard_servers=shard_servers,
+            ray_address=ray_address,
+            node_resource=NODE_RESOURCE,
+            shard_port=shard_port,
+            log_level=log_level,
+        ),
+        name=cluster,
+        take_over=take_over,
+        host=host,
+        grpc_port=grpc_port,
+    )
+    stopping = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    _run(lambda: keep_supervisor(settings, stopping))
 
 
 @main.command("ingest", context_settings={"auto_envvar_prefix": "SHOAL"})
@@ -161,6 +266,29 @@ def export_command(destination: str, collection: str, url: str, watch: bool) -> 
     What is there must be nothing. `shoal ingest` of it makes the same collection again.
     """
     _run_job(url, collection, "export", {"destination": destination}, watch)
+
+
+def _cores() -> int:
+    from shard.rpc.pacing import cores
+
+    return cores()
+
+
+def _place(data: str) -> str:
+    return data if "://" in data else str(Path(data).absolute())
+
+
+def _tell_ready(url: str) -> None:
+    click.echo(f"Shoal is ready at {url}")
+
+
+def _run(command: Callable[[], None]) -> None:
+    """What goes wrong is told in one line."""
+    try:
+        command()
+    except (ShoalError, OSError) as error:
+        click.echo(f"shoal: {error}", err=True)
+        sys.exit(1)
 
 
 def _run_job(url: str, collection: str, kind: str, body: dict[str, Any], watch: bool) -> None:

@@ -32,6 +32,7 @@ from router.http import DRAIN_SECONDS, routing
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
 from shard.objects import local_directory, open_object_store
+from shard.rpc.pacing import cores
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], None]) -> None:
-    stopping = _stop_on_signals()
+    stopping = stop_on_signals()
     # Bound before anything is started: a port that is taken shows at once.
     listening = socket.create_server((settings.host, settings.port), backlog=2_048)
     listening.setblocking(False)
@@ -118,8 +119,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready(f"http://{host}:{listening.getsockname()[1]}")
+        ready(url_of(listening))
         await stopping.wait()
         logger.info("stopping")
 
@@ -166,7 +166,7 @@ def _scratch(settings: ServeSettings) -> Iterator[str]:
             path.rmdir()
 
 
-def _stop_on_signals() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
     """An event that the first signal sets; the second one ends the process at once."""
     stopping = asyncio.Event()
 
@@ -178,6 +178,11 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return stopping
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio.Event) -> None:
@@ -212,7 +217,7 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
         scratch=scratch,
         shard_servers=settings.shard_servers,
         # Together they use every core once.
-        search_threads=max(1, (os.cpu_count() or 1) // settings.shard_servers),
+        search_threads=max(1, cores() // settings.shard_servers),
         ray_address=settings.ray_address,
         log_level=settings.log_level,
     )

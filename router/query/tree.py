@@ -277,14 +277,17 @@ class Answering:
         return node.lookup.collection, node.lookup.vector or node.using
 
     def _vectors(self, node: Node, inputs: Sequence[wire.VectorInput]) -> VectorColumn:
-        """A row for each of the inputs."""
+        """A row for each of the inputs. Raises InvalidInput where one is of another form."""
         if not inputs:
             return self._config.empty(node.using)
         rows = []
         for one in inputs:
             if isinstance(one, int | str):
                 key = encode_id(parse_id(one, f"{node.field}query"))
-                rows.append(self._stored[*self._place(node), key])
+                row = self._stored[*self._place(node), key]
+                if node.lookup is not None:  # In a collection whose vectors may be any.
+                    row = self._config.prepare({node.using: row}, 1)[node.using]
+                rows.append(row)
             else:
                 rows.append(parse_query(one, node.using, self._config))
         return VectorColumn.concatenate(rows)

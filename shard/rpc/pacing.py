@@ -10,6 +10,7 @@ batches is slowed down by waiting alone, since the next batch follows the answer
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,13 @@ class CoreTimes:
         total = sum(spent for name, spent in times.items() if not name.startswith("guest"))
         used = 0.0 if self._quota is None else _used_seconds(self._cgroup)
         return free, total, used, monotonic()
+
+
+def cores(cgroup: Path = _CGROUP) -> int:
+    """How many threads of this process can compute at once, with the container's quota."""
+    there = len(os.sched_getaffinity(0))
+    quota = _quota(cgroup)
+    return there if quota is None else max(1, min(there, int(quota)))
 
 
 def _quota(cgroup: Path) -> float | None:

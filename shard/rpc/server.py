@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,7 @@ from shard.rpc import codec, merge
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
 from shard.rpc.hosting import HostedShard, Hosting, ShardId
-from shard.rpc.pacing import CoreTimes, WritePacer
+from shard.rpc.pacing import CoreTimes, WritePacer, cores
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
 from shard.scheduling import ask_for_short_slices
@@ -75,8 +74,7 @@ class ShardServer:
         search_threads: int | None = None,
     ) -> None:
         self._address = f"{host}:{port}"
-        cores = len(os.sched_getaffinity(0))
-        self._threads = search_threads or cores
+        self._threads = search_threads or cores()
         self._readers = ThreadPoolExecutor(self._threads, "search", _answer_searches)
         self._builder = Builder()
         self._hosting = Hosting(store, scratch, self._builder)

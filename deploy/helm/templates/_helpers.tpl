@@ -1,0 +1,141 @@
+{{/* A label as of RFC 1035, as KubeRay wants it, with room for what it appends. */}}
+{{- define "shoal.fullname" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) }}
+{{- if not (regexMatch "^[a-z]" $name) }}
+{{- fail (printf "release name %q: expected one that begins with a letter" .Release.Name) }}
+{{- end }}
+{{- $name | replace "." "-" | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Takes (root, component). Ray's pods have an app.kubernetes.io/name of KubeRay's. */}}
+{{- define "shoal.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/part-of: shoal
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "shoal.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "shoal.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end }}
+
+{{- define "shoal.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "shoal.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}{{ .Values.serviceAccount.name | default (include "shoal.fullname" .) }}
+{{- else }}{{ .Values.serviceAccount.name | default "default" }}{{ end }}
+{{- end }}
+
+{{/* Of every pod. Kubernetes' variables for Services would be taken for Shoal's options. */}}
+{{- define "shoal.pod" -}}
+serviceAccountName: {{ include "shoal.serviceAccount" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* Of every container. */}}
+{{- define "shoal.container" -}}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Of Ray's containers. */}}
+{{- define "shoal.rayContainer" -}}
+{{ include "shoal.container" . }}
+env:
+  # A day: shard servers serve while the head is away. Ray would end them after a minute.
+  - {name: RAY_gcs_rpc_server_reconnect_timeout_s, value: "86400"}
+  # Short of memory, Ray would kill the largest process: the shard server.
+  - {name: RAY_memory_monitor_refresh_ms, value: "0"}
+  - {name: RAY_LOG_TO_STDERR, value: "1"}
+  - {name: RAY_BACKEND_LOG_LEVEL, value: warning}
+  {{- include "shoal.objectStoreEnv" . | nindent 2 }}
+lifecycle:
+  preStop: {exec: {command: [ray, stop]}}
+{{- end }}
+
+{{/* How `ray start` is told of memory for objects: its least. Hardly anything goes through Ray. */}}
+{{- define "shoal.rayObjects" -}}
+object-store-memory: "83886080"
+{{- end }}
+
+{{- define "shoal.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Takes (root, component): apart from one another, by node and by zone. */}}
+{{- define "shoal.spread" -}}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels: {{ include "shoal.selector" . | nindent 14 }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: topology.kubernetes.io/zone
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{ include "shoal.selector" . | nindent 8 }}
+{{- end }}
+
+{{/* Variables with which a process finds the object store. */}}
+{{- define "shoal.objectStoreEnv" -}}
+{{- with .Values.objectStore }}
+{{- if .region }}
+- {name: AWS_REGION, value: {{ .region | quote }}}
+{{- end }}
+{{- if .endpoint }}
+- {name: AWS_ENDPOINT_URL_S3, value: {{ .endpoint | quote }}}
+{{- end }}
+{{- if .existingSecret }}
+{{- range $key := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ $key }}
+  valueFrom: {secretKeyRef: {name: {{ $.Values.objectStore.existingSecret }}, key: {{ $key }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.objectStorePort" -}}
+{{- with .Values.objectStore.endpoint }}
+{{- $url := urlParse . }}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (eq $url.scheme "http" | ternary "80" "443") }}
+{{- else }}443{{ end }}
+{{- end }}
+
+{{- define "shoal.shardServers" -}}
+{{- $sum := 0 }}
+{{- range .Values.shards.groups }}{{ $sum = add $sum .replicas }}{{ end }}
+{{- $sum }}
+{{- end }}
+
+{{- define "shoal.tlsSecret" -}}
+{{- .Values.ingress.tls.secretName | default (printf "%s-tls" (include "shoal.fullname" .)) }}
+{{- end }}
