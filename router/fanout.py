@@ -16,12 +16,14 @@ from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
 from router.batching import SearchBatcher
+from router.payload_schema import indexed
 from shard import facets
 from shard.errors import NotFound, Unavailable
 from shard.model import (
@@ -64,7 +66,8 @@ CLOSE_SECONDS = 30.0
 class Fanout:
     """Answers for whole collections. Use from one event loop.
 
-    ``timeout`` is the seconds a request may take, retries included. Every request raises:
+    ``timeout`` is the seconds a request may take, retries included. A ``filter``, as `Filter.check`
+    has encoded it, takes texts apart as the collection's text indexes say. Every request raises:
 
         InvalidInput: the shards refused it.
         NotFound: the topology does not know the collection; it is deleted, or too new.
@@ -133,8 +136,10 @@ class Fanout:
         timeout: float,
     ) -> int:
         """Carry out an edit, encoded, of points with these keys, or as they are given, or, None, of
-        what ``filter`` lets through. As `write` otherwise.
+        what ``filter`` lets through. Given points that exist are changed only if it does so too. As
+        `write` otherwise.
         """
+        filter = indexed(filter, collection)
         parts: dict[int, Keys | Upsert | None]
         if chosen is None:
             parts = dict.fromkeys(range(collection.shard_count))
@@ -162,6 +167,8 @@ class Fanout:
 
         Nearest first, ties in order of their keys.
         """
+        if params.filter:
+            params = msgspec.structs.replace(params, filter=indexed(params.filter, collection))
         if params.examples:
             return await self._search(collection, queries, params, timeout)
         return await self._batcher.search(collection, queries, params, timeout)
@@ -228,6 +235,7 @@ class Fanout:
 
         Of those that ``filter`` lets through; ``b""``: all.
         """
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -247,6 +255,7 @@ class Fanout:
 
     async def count(self, collection: Collection, *, filter: bytes = b"", timeout: float) -> int:
         """How many points ``filter`` lets through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -259,6 +268,7 @@ class Fanout:
 
     async def rank(self, collection: Collection, params: RankParams, *, timeout: float) -> Ranked:
         """The first points in the order that is asked for."""
+        params = msgspec.structs.replace(params, filter=indexed(params.filter, collection))
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -271,6 +281,7 @@ class Fanout:
         self, collection: Collection, key: str, filter: bytes, *, timeout: float
     ) -> facets.Counts:
         """As `facets.count`, of the points that ``filter`` lets through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -292,6 +303,7 @@ class Fanout:
     ) -> Frequencies:
         """Of ``indices`` (t,) in the sparse vectors of that name of points that ``filter`` lets
         through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),

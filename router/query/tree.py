@@ -21,6 +21,7 @@ from router.api import wire
 from router.api.convert import parse_id, parse_query
 from router.api.exchange import Context
 from router.directory import PointNotFound
+from router.payload_schema import text_indexes
 from router.query import mmr
 from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
@@ -110,7 +111,6 @@ class Node:
     threshold: float | None
     limit: int
     lookup: wire.LookupLocation | None
-    formula: Formula | None
     order_by: bytes
     prefetch: tuple[Node, ...]
 
@@ -132,9 +132,8 @@ class Node:
         query = parse_kind(body.query, f"{field}query")
         if isinstance(query, _ON_PREFETCHES) and not prefetch:
             raise InvalidInput(f"{field}query: expected a `prefetch` to work on")
-        formula = None
         if isinstance(query, wire.Rescore):
-            formula = Formula(query.formula, query.defaults, f"{field}query")
+            Formula(query.formula, query.defaults, f"{field}query")  # What is none is told now.
         order_by = b""
         if isinstance(query, wire.Ordered):
             asked = query.order_by
@@ -151,7 +150,6 @@ class Node:
             threshold=body.score_threshold,
             limit=limit,
             lookup=body.lookup_from,
-            formula=formula,
             order_by=order_by,
             prefetch=prefetch,
         )
@@ -325,8 +323,10 @@ class Answering:
                 keys, scores = reciprocal_rank(rankings)
             case wire.Rrf(rrf=rrf):
                 keys, scores = reciprocal_rank(rankings, rrf.k or RRF_K, rrf.weights)
-            case wire.Rescore():
-                keys, scores = await self._rescored(node, rankings)
+            case wire.Rescore() as query:
+                indexes = text_indexes(self._collection)
+                formula = Formula(query.formula, query.defaults, f"{node.field}query", indexes)
+                keys, scores = await self._rescored(formula, rankings)
             case _:
                 among = np.unique(np.concatenate([keys for keys, _ in rankings]))
                 if not len(among):
@@ -337,9 +337,7 @@ class Answering:
             keys, scores = keys[kept], scores[kept]
         return Found(Points(keys[: node.limit]), scores[: node.limit])
 
-    async def _rescored(self, node: Node, rankings: list[Ranking]) -> Ranking:
-        formula = node.formula
-        assert formula is not None
+    async def _rescored(self, formula: Formula, rankings: list[Ranking]) -> Ranking:
         keys = np.unique(np.concatenate([keys for keys, _ in rankings]))
         payloads = [b""] * len(keys)
         has: dict[str, Mask] = {}
