@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import grpc
 import httpx
 import jwt
+import msgspec
 import pytest
 from fastapi import FastAPI
 from hypothesis import given
@@ -550,6 +552,49 @@ def test_a_token_that_was_good_ends(shoal: ShoalInProcess, monkeypatch: pytest.M
         client.count("songs")
     assert raised.value.status_code == 403
     client.close()
+
+
+# The audit log
+
+
+async def test_changes_and_refusals_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    security = msgspec.structs.replace(SECURITY, audit_log=str(path))
+    gate = Gate(Recorder(), security, Authenticator(security, _never))
+    ann = bearer(token(access=scoped("rw", "one\ntwo"), subject="ann"))
+    asked = [
+        ("PUT /collections/{name}/points", ann),
+        ("POST /collections/{name}/points/query", ann),
+        ("DELETE /collections/{name}", ann),
+        ("DELETE /collections/{name}", {"api-key": ADMIN}),
+        ("GET /collections", {"api-key": "guessed"}),
+        ("GET /healthz", {}),
+    ]
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(gate), base_url="http://shoal"
+    ) as client:
+        for number, (route, headers) in enumerate(asked):
+            method, target = concrete(route, "one\ntwo")
+            await client.request(method, quote(target), headers=headers)
+            if number == 2:
+                path.rename(tmp_path / "rotated")
+    lines = [
+        msgspec.json.decode(line)
+        for file in (tmp_path / "rotated", path)
+        for line in file.read_text().splitlines()
+    ]
+    told = [(one["holder"], one["subject"], one["operation"], one["outcome"]) for one in lines]
+    assert told == [
+        ("token", "ann", "PUT /collections/{name}/points", "done"),
+        ("token", "ann", "DELETE /collections/{name}", "refused"),
+        ("api key", None, "DELETE /collections/{name}", "done"),
+        ("unknown", None, "GET /collections", "refused"),
+    ]
+    assert [one["status"] for one in lines] == [299, 403, 299, 401]
+    assert lines[0]["collection"] == "one\ntwo" and lines[0]["remote"]
+    text = (tmp_path / "rotated").read_text() + path.read_text()
+    for secret in (ADMIN, "guessed", ann["Authorization"].removeprefix("Bearer ")):
+        assert secret not in text
 
 
 # Open to this machine only

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.errors import NO_OPERATION, Forbidden, error_response, on_error
 from router.security import policy
 from router.security.access import FULL, Access, Level
+from router.security.audit import AuditLog
 from router.security.authentication import Authenticator, Headers
 from router.security.policy import Route
 from router.security.settings import Security
@@ -29,17 +30,24 @@ class Gate:
         self._app = app
         self._local = security.local
         self._authenticator = authenticator if security.has_keys else None
+        self._audit = None if security.audit_log is None else AuditLog(security.audit_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         route = policy.find(scope["method"], scope["path"])
+        access: Access | None = None
         try:
             access = await self._access(scope, route)
+            if self._audit is not None:
+                send = self._audit.noting(scope, send, access, route)
+            if route is not None:
+                route.check(access)
         except (ShoalError, TimeoutError) as error:
-            request = Request(scope)
-            await (await on_error(request, error))(scope, receive, send)
+            if self._audit is not None and access is None:
+                send = self._audit.noting(scope, send, None, route)
+            await (await on_error(Request(scope), error))(scope, receive, send)
             return
         if route is None and access.level is not Level.MANAGE:
             # What is not in the policy is not there, for those who may not do everything.
@@ -51,17 +59,14 @@ class Gate:
         await self._app(scope, receive, send)
 
     async def _access(self, scope: Scope, route: Route | None) -> Access:
-        """Whose the request is, if it is allowed. Raises Unauthorized, Forbidden, and others."""
+        """Whose the request is. Raises Unauthorized, Forbidden, and others."""
         if self._authenticator is None:
             if self._local:
                 _refuse_web_pages(scope["headers"])
             return FULL
         if route is not None and route.need.scope is policy.Scope.OPEN:
             return FULL
-        access = await self._authenticator.access(scope["headers"])
-        if route is not None:
-            route.check(access)
-        return access
+        return await self._authenticator.access(scope["headers"])
 
 
 def _refuse_web_pages(headers: Headers) -> None:

@@ -37,6 +37,11 @@ _OPTIONS = (
         help="Directory of tls.crt, tls.key and ca.crt for TLS between routers and shard servers.",
     ),
     click.option(
+        "--audit-log",
+        type=_FILE,
+        help="File for a line of JSON about each change, and each request that is refused.",
+    ),
+    click.option(
         "--allow-location",
         "locations",
         multiple=True,
@@ -69,6 +74,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         tls_key: Path | None,
         tls_client_ca: Path | None,
         cluster_tls: str | None,
+        audit_log: Path | None,
         locations: tuple[str, ...],
         allow_anonymous: bool,
         **options: Any,
@@ -87,6 +93,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 tls_key=_text(tls_key),
                 tls_client_ca=_text(tls_client_ca),
                 cluster_tls=cluster_tls,
+                audit_log=_text(audit_log),
                 locations=list(locations),
             ).check(host, allow_anonymous=allow_anonymous)
         except InvalidInput as error:

@@ -33,6 +33,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """File of the authorities of which clients have to have a certificate."""
     cluster_tls: str | None = None
     """Directory of `shard.rpc.tls`, for the way to the shard servers."""
+    audit_log: str | None = None
+    """File that is told of every change, and of every request that is refused."""
     locations: list[str] | None = None
     """Where users may have it read and write, as `Locations` has it."""
 
