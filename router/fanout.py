@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import grpc
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
 from router.batching import SearchBatcher
+from router.payload_schema import indexed
 from shard import facets
 from shard.errors import NotFound, Unavailable
 from shard.model import (
@@ -63,7 +66,8 @@ CLOSE_SECONDS = 30.0
 class Fanout:
     """Answers for whole collections. Use from one event loop.
 
-    ``timeout`` is the seconds a request may take, retries included. Every request raises:
+    ``timeout`` is the seconds a request may take, retries included. A ``filter``, as `Filter.check`
+    has encoded it, takes texts apart as the collection's text indexes say. Every request raises:
 
         InvalidInput: the shards refused it.
         NotFound: the topology does not know the collection; it is deleted, or too new.
@@ -77,8 +81,11 @@ class Fanout:
     with another one of the same key may take effect both before and after it.
     """
 
-    def __init__(self, topology: TopologyWatcher) -> None:
+    def __init__(
+        self, topology: TopologyWatcher, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self._topology = topology
+        self._credentials = credentials
         self._clients: dict[str, ShardClient] = {}
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -129,8 +136,10 @@ class Fanout:
         timeout: float,
     ) -> int:
         """Carry out an edit, encoded, of points with these keys, or as they are given, or, None, of
-        what ``filter`` lets through. As `write` otherwise.
+        what ``filter`` lets through. Given points that exist are changed only if it does so too. As
+        `write` otherwise.
         """
+        filter = indexed(filter, collection)
         parts: dict[int, Keys | Upsert | None]
         if chosen is None:
             parts = dict.fromkeys(range(collection.shard_count))
@@ -158,6 +167,8 @@ class Fanout:
 
         Nearest first, ties in order of their keys.
         """
+        if params.filter:
+            params = msgspec.structs.replace(params, filter=indexed(params.filter, collection))
         if params.examples:
             return await self._search(collection, queries, params, timeout)
         return await self._batcher.search(collection, queries, params, timeout)
@@ -224,6 +235,7 @@ class Fanout:
 
         Of those that ``filter`` lets through; ``b""``: all.
         """
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -243,6 +255,7 @@ class Fanout:
 
     async def count(self, collection: Collection, *, filter: bytes = b"", timeout: float) -> int:
         """How many points ``filter`` lets through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -255,6 +268,7 @@ class Fanout:
 
     async def rank(self, collection: Collection, params: RankParams, *, timeout: float) -> Ranked:
         """The first points in the order that is asked for."""
+        params = msgspec.structs.replace(params, filter=indexed(params.filter, collection))
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -267,6 +281,7 @@ class Fanout:
         self, collection: Collection, key: str, filter: bytes, *, timeout: float
     ) -> facets.Counts:
         """As `facets.count`, of the points that ``filter`` lets through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -288,6 +303,7 @@ class Fanout:
     ) -> Frequencies:
         """Of ``indices`` (t,) in the sparse vectors of that name of points that ``filter`` lets
         through; ``b""``: all."""
+        filter = indexed(filter, collection)
         answers = await self._ask(
             collection,
             range(collection.shard_count),
@@ -340,7 +356,7 @@ class Fanout:
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
         if address not in self._clients:
-            self._clients[address] = ShardClient(address)
+            self._clients[address] = ShardClient(address, self._credentials)
         return self._clients[address]
 
 

@@ -16,7 +16,6 @@ import orjson
 
 from shard import json_path
 from shard.errors import InvalidInput
-from shard.filter import Filter
 from shard.model import Delete, Keys, Mask, Operation, Points, Rows, Upsert, VectorColumn
 from shard.state import ShardState
 
@@ -46,14 +45,10 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """Paths to delete, or names of vectors."""
     mode: Mode = "upsert"
     """Of an upsert: whether to leave alone what exists, or what does not."""
-    condition: Filter | None = None
-    """Of an upsert or an update of vectors: which of the points that exist to change."""
 
     def check(self) -> bytes:
         """The edit as it goes to the shards. Raises InvalidInput, naming what is wrong."""
         _changer(self)
-        if self.condition is not None:
-            self.condition.check("update_filter")
         return msgspec.json.encode(self)
 
     @staticmethod
@@ -69,13 +64,14 @@ def resolve(
     edit: Edit, state: ShardState, chosen: Keys | Upsert | None, filter: bytes
 ) -> Iterator[Operation]:
     """The operations that ``edit`` means for those of the ``chosen`` that exist; None: for what
-    ``filter`` lets through; points: for these, whose vectors are prepared.
+    ``filter`` lets through; points: for these, whose vectors are prepared, and of those that exist
+    for what ``filter`` lets through.
 
     Each is for a record of its own, and is worked out after those before it are applied. Raises
     InvalidInput where a payload would become one that nobody could have sent.
     """
     if isinstance(chosen, Upsert):
-        yield from _resolve_points(edit, state, chosen)
+        yield from _resolve_points(edit, state, chosen, filter)
         return
     found = state.view.matching_keys(filter) if chosen is None else chosen
     change = _changer(edit)
@@ -101,10 +97,11 @@ def resolve(
             )
 
 
-def _resolve_points(edit: Edit, state: ShardState, points: Upsert) -> Iterator[Operation]:
-    encoded = edit.condition.check("update_filter") if edit.condition is not None else b""
+def _resolve_points(
+    edit: Edit, state: ShardState, points: Upsert, filter: bytes
+) -> Iterator[Operation]:
     exists = state.matching(points.keys, b"")
-    fits = exists & state.matching(points.keys, encoded) if encoded else exists
+    fits = exists & state.matching(points.keys, filter) if filter else exists
     if edit.action == "upsert":
         chosen: Mask = fits if edit.mode == "update_only" else ~exists
         if edit.mode == "upsert":

@@ -197,6 +197,8 @@ class ShardEngine:
         Raises InvalidInput where there are none of that name, or they are of another kind.
         """
         prepared = self._config.prepare({params.using: queries}, queries.rows)[params.using]
+        if not prepared.has().all():
+            raise InvalidInput("queries: expected a vector each")
         return self._state.view.search(prepared, params)
 
     def retrieve(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise, repeat
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -24,6 +24,7 @@ from msgspec import Meta
 from shard import json_path
 from shard.errors import InvalidInput
 from shard.model import Keys, Mask, encode_id
+from shard.text import Analysis, Analyzer
 
 EARTH_RADIUS = 6_371_008.8
 """Metres, the mean one as the IUGG has it."""
@@ -152,14 +153,42 @@ class Filter(Struct):
         return msgspec.json.encode(self) if count else b""
 
 
+class TextIndex(Analysis, frozen=True, kw_only=True):
+    """How the texts of a field match: by their terms, those of an array by the terms of all."""
+
+    phrase_matching: bool | None = None
+    """Whether phrases match at all [false]."""
+
+
+class _IndexedFilter(Filter):
+    """A filter as it goes to the shards."""
+
+    text_indexes: dict[str, TextIndex] = {}
+    """By paths of fields. Texts in any other one are taken apart into words, one by one."""
+
+
+_OF_TEXTS = re.compile(rb'"(?:text|text_any|phrase)":')
+
+
+def is_of_texts(encoded: bytes) -> bool:
+    """Whether a filter, as `Filter.check` encodes it, has to do with text indexes."""
+    return _OF_TEXTS.search(encoded) is not None
+
+
+def with_text_indexes(encoded: bytes, indexes: Mapping[str, TextIndex]) -> bytes:
+    """A filter, not empty, that `Filter.check` has encoded, for texts with these indexes, by paths
+    of fields."""
+    return encoded[:-1] + b',"text_indexes":' + msgspec.json.encode(indexes) + b"}"
+
+
 @lru_cache(maxsize=256)
 def matcher(encoded: bytes) -> Matcher:
-    """The matcher of a filter that `Filter.check` has encoded."""
+    """The matcher of a filter that `Filter.check` has encoded, or `with_text_indexes` after it."""
     try:
-        found = msgspec.json.decode(encoded, type=Filter)
+        found = msgspec.json.decode(encoded, type=_IndexedFilter)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"filter: {error}") from error
-    return Matcher(found)
+    return Matcher(found, text_indexes=found.text_indexes)
 
 
 class Matcher:
@@ -168,11 +197,23 @@ class Matcher:
     Raises InvalidInput for what is none, naming what is wrong below ``field``.
     """
 
-    def __init__(self, filter: Filter | Condition, field: str = "filter") -> None:
+    def __init__(
+        self,
+        filter: Filter | Condition,
+        field: str = "filter",
+        text_indexes: Mapping[str, TextIndex] | None = None,
+    ) -> None:
+        """``text_indexes``: by paths of fields."""
+        indexes = _TextIndexes(
+            {
+                tuple(json_path.parse(path, "text_indexes")): index
+                for path, index in (text_indexes or {}).items()
+            }
+        )
         self._test, self.conditions = (
-            _compile(filter, field, 0)
+            _compile(filter, field, 0, indexes)
             if isinstance(filter, Condition)
-            else _compile_filter(filter, field)
+            else _compile_filter(filter, field, indexes=indexes)
         )
         self.vector_names = frozenset(_vector_names(filter))
         """Of the vectors that it asks points for."""
@@ -215,7 +256,29 @@ def _vector_names(filter: Filter | Condition) -> Iterator[str]:
         yield filter.has_vector
 
 
-def _compile_filter(filter: Filter | Condition, field: str, depth: int = 0) -> tuple[Test, int]:
+class _TextIndexes(NamedTuple):
+    by_steps: dict[tuple[str | int | None, ...], TextIndex]
+    nested: bool = False
+
+    def below(self, steps: json_path.Steps) -> _TextIndexes:
+        """For the objects in the arrays there."""
+        to_items = (*steps, None)
+        return _TextIndexes(
+            {
+                path[len(to_items) :]: index
+                for path, index in self.by_steps.items()
+                if path[: len(to_items)] == to_items
+            },
+            nested=True,
+        )
+
+
+_NO_INDEXES = _TextIndexes({})
+
+
+def _compile_filter(
+    filter: Filter | Condition, field: str, depth: int = 0, indexes: _TextIndexes = _NO_INDEXES
+) -> tuple[Test, int]:
     """What to test, and how many conditions there are in it."""
     if depth > MAX_DEPTH:
         raise InvalidInput(f"filter: expected at most {MAX_DEPTH} filters within one another")
@@ -225,25 +288,25 @@ def _compile_filter(filter: Filter | Condition, field: str, depth: int = 0) -> t
         given: Condition | list[Condition] | None = getattr(filter, name)
         if given is None:
             continue
-        compiled = _compile_all(given, f"{field}.{name}", depth)
+        compiled = _compile_all(given, f"{field}.{name}", depth, indexes)
         total += sum(count for _, count in compiled)
         parts = [test for test, _ in compiled]
         if not parts:
             continue  # Nothing is asked for.
         tests.append(_COMBINED[name](parts))
     if filter.min_should is not None:
-        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should", depth)
+        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should", depth, indexes)
         total += max(1, sum(count for _, count in compiled))
         tests.append(_at_least(filter.min_should.min_count, [test for test, _ in compiled]))
     return _all_of(tests), total
 
 
 def _compile_all(
-    given: Condition | list[Condition], field: str, depth: int
+    given: Condition | list[Condition], field: str, depth: int, indexes: _TextIndexes
 ) -> list[tuple[Test, int]]:
     if isinstance(given, Condition):
-        return [_compile(given, field, depth)]
-    return [_compile(one, f"{field}[{number}]", depth) for number, one in enumerate(given)]
+        return [_compile(given, field, depth, indexes)]
+    return [_compile(one, f"{field}[{number}]", depth, indexes) for number, one in enumerate(given)]
 
 
 def _all_of(tests: list[Test]) -> Test:
@@ -282,16 +345,18 @@ _FIELD_TESTS = (
 _GROUPS = ("must", "should", "must_not", "min_should")
 
 
-def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
+def _compile(
+    condition: Condition, field: str, depth: int, indexes: _TextIndexes
+) -> tuple[Test, int]:
     given = [name for name in condition.__struct_fields__ if getattr(condition, name) is not None]
     if all(name in _GROUPS for name in given):
         # One that asks for nothing counts as well: `must_not` of it lets nothing through.
-        test, count = _compile_filter(condition, field, depth + 1)
+        test, count = _compile_filter(condition, field, depth + 1, indexes)
         return test, max(1, count)
     match given:
         case ["key", name] if name in _FIELD_TESTS:
             steps = json_path.parse(condition.key or "", f"{field}.key")
-            return _compile_field(condition, name, steps, f"{field}.{name}"), 1
+            return _compile_field(condition, name, steps, f"{field}.{name}", indexes), 1
         case ["is_empty" | "is_null" as name]:
             named = getattr(condition, name)
             if isinstance(named, PayloadField):
@@ -304,11 +369,13 @@ def _compile(condition: Condition, field: str, depth: int) -> tuple[Test, int]:
             return lambda payload, key, has: has.get(name, False), 1
         case ["nested"]:
             assert condition.nested is not None
-            return _compile_nested(condition.nested, f"{field}.nested", depth + 1)
+            return _compile_nested(condition.nested, f"{field}.nested", depth + 1, indexes)
     raise InvalidInput(f"{field}: {', '.join(given)} make no condition together")
 
 
-def _compile_field(condition: Condition, test: str, steps: json_path.Steps, field: str) -> Test:
+def _compile_field(
+    condition: Condition, test: str, steps: json_path.Steps, field: str, indexes: _TextIndexes
+) -> Test:
     match test:
         case "is_empty" | "is_null":
             wanted = getattr(condition, test)
@@ -324,7 +391,9 @@ def _compile_field(condition: Condition, test: str, steps: json_path.Steps, fiel
             )
         case "match":
             assert condition.match is not None
-            return _any_value(steps, _match(condition.match, field))
+            index = indexes.by_steps.get(tuple(steps))
+            tests = _match(condition.match, field, index, together=not indexes.nested)
+            return _all_of([_any_value(steps, test) for test in tests])
         case "range":
             assert condition.range is not None
             return _any_value(steps, _range(condition.range, field))
@@ -393,10 +462,12 @@ def _has_id(ids: list[int | str], field: str) -> Test:
     return lambda payload, key, has: key in wanted
 
 
-def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
+def _compile_nested(
+    nested: Nested, field: str, depth: int, indexes: _TextIndexes
+) -> tuple[Test, int]:
     path = nested.key[:-2] if nested.key.endswith("[]") else nested.key
     steps = json_path.parse(path, f"{field}.key")
-    test, count = _compile_filter(nested.filter, f"{field}.filter", depth)
+    test, count = _compile_filter(nested.filter, f"{field}.filter", depth, indexes.below(steps))
 
     def one_of(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
         # An object of an array has no id of its own.
@@ -414,31 +485,48 @@ def _compile_nested(nested: Nested, field: str, depth: int) -> tuple[Test, int]:
 # Values
 
 
-def _match(match: Match, field: str) -> ValueTest:
+def _match(match: Match, field: str, index: TextIndex | None, *, together: bool) -> list[ValueTest]:
+    """What is to hold for one of the values each. ``together``: whether, with an index, all texts
+    of the field are one."""
     given = [name for name in match.__struct_fields__ if getattr(match, name) is not None]
     if len(given) != 1:
         raise InvalidInput(f"{field}: expected one of value, any, except, text, text_any, phrase")
     if match.value is not None:
         wanted = {_typed(match.value)}
-        return lambda value: _typed(value) in wanted
+        return [lambda value: _typed(value) in wanted]
     if match.any is not None:
         some = set(map(_typed, match.any))
-        return lambda value: _typed(value) in some
+        return [lambda value: _typed(value) in some]
     if match.except_ is not None:
         others = set(map(_typed, match.except_))
-        return lambda value: value is not None and _typed(value) not in others
-    if match.text is not None:
-        words = set(_tokens(match.text))
-        return lambda value: isinstance(value, str) and bool(words) and words <= set(_tokens(value))
-    if match.text_any is not None:
-        any_words = set(_tokens(match.text_any))
-        return lambda value: isinstance(value, str) and not any_words.isdisjoint(_tokens(value))
-    phrase = _tokens(match.phrase or "")
+        return [lambda value: value is not None and _typed(value) not in others]
+    if match.phrase is not None:
+        return [_has_phrase(match.phrase, index)]
+    analysis = index or Analysis()
+    words = set(_analyzer(analysis, query=True).terms(match.text or match.text_any or ""))
+    found = _analyzer(analysis, query=False).terms
+
+    def has_any(words: set[str]) -> ValueTest:
+        return lambda value: isinstance(value, str) and not words.isdisjoint(found(value))
+
+    if match.text is None or not words:
+        return [has_any(words)]
+    if index is not None and together:
+        return [has_any({word}) for word in sorted(words)]
+    return [lambda value: isinstance(value, str) and words <= set(found(value))]
+
+
+def _has_phrase(given: str, index: TextIndex | None) -> ValueTest:
+    # Not as a query: of words that have prefixes all are part of the phrase.
+    terms = _analyzer(index or Analysis(), query=False).terms
+    phrase = terms(given)
+    if not phrase or (index is not None and not index.phrase_matching):
+        return lambda value: False
 
     def has_phrase(value: Any) -> bool:
-        if not isinstance(value, str) or not phrase:
+        if not isinstance(value, str):
             return False
-        found = _tokens(value)
+        found = terms(value)
         return any(
             found[first : first + len(phrase)] == phrase
             for first in range(len(found) - len(phrase) + 1)
@@ -447,17 +535,15 @@ def _match(match: Match, field: str) -> ValueTest:
     return has_phrase
 
 
+@lru_cache(maxsize=32)
+def _analyzer(analysis: Analysis, *, query: bool) -> Analyzer[str]:
+    return Analyzer(analysis, query=query, of=str)
+
+
 def _typed(value: Any) -> tuple[type, Any] | None:
     """What tells true from 1 and 1 from 1.0; None for what no condition can name."""
     kind = type(value)
     return (kind, value) if kind in (bool, int, str) else None
-
-
-_WORD = re.compile(r"[^\W_]+")
-
-
-def _tokens(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
 
 
 def _between(bounds: Range | ValuesCount) -> Callable[[Any], bool]:

@@ -90,7 +90,12 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
         ends = len(values) if starts is None or not len(starts) else int(starts[-1])
         config = self.vectors.get(name)
         shape = () if config is None else (config.dimension,)
-        if column.rows != self.rows or ends != len(values) or values.shape[1:] != shape:
+        indices, present = column.indices, column.present
+        fits = column.rows == self.rows and ends == len(values) and values.shape[1:] == shape
+        if config is None:
+            fits = fits and indices is not None and len(indices) == len(values)
+            fits = fits and (present is None or len(present) == self.rows)
+        if not fits:
             raise Corrupt(f"{directory.name}: vectors {name!r} are not of {self.rows} rows")
         return column
 

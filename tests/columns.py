@@ -97,6 +97,12 @@ def plain(name: str, column: VectorColumn, config: ShardConfig = CONFIG) -> list
     return found
 
 
+def rows_of(vectors: VectorColumns, config: ShardConfig) -> list[dict[str, Row]]:
+    """Plain rows by name, of each point."""
+    found = [plain(name, column, config) for name, column in vectors.items()]
+    return [dict(zip(vectors, row, strict=True)) for row in zip(*found, strict=True)]
+
+
 def drawn(
     chance: np.random.Generator, count: int, config: ShardConfig = CONFIG, terms: int = 12
 ) -> VectorColumns:

@@ -253,6 +253,23 @@ def test_points_refuse(
     assert ok(http.post(f"/collections/{collection}/points/count", json={}))["count"] == 3
 
 
+def test_stored_vectors_of_another_form_are_refused(http: httpx.Client, collection: str) -> None:
+    ok(http.put("/collections/forms", json={"vectors": {"size": 3, "distance": "Dot"},
+                                            "sparse_vectors": {"words": {}}}))  # fmt: skip
+    vectors = {"": [1, 2, 3], "words": {"indices": [1], "values": [2]}}
+    ok(http.put("/collections/forms/points?wait=true", json=named_points((1, vectors), (2, {}))))
+    recommend = {"positive": [1, VECTOR]}
+    for query in (1, {"recommend": recommend}, {"context": [{"positive": 1, "negative": VECTOR}]}):
+        for name, form in (("", "3,"), ("words", "")):
+            body = {"query": query, "lookup_from": {"collection": "forms", "vector": name}}
+            response = http.post(f"/collections/{collection}/points/query", json=body)
+            assert f"vectors '': expected 4, got ({form})" in refused(response, 400)
+    body = {"query": 2, "lookup_from": {"collection": "forms"}}
+    response = http.post(f"/collections/{collection}/points/query", json=body)
+    assert "No point with id 2 found" in refused(response, 404)
+    ok(http.delete("/collections/forms"))
+
+
 WHOLE_BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/odd/points", {"points": [{"id": 1, "vector": VECTOR, "payload": {"a": [1]}}]}),
     ("PUT", "/odd/points", {"batch": {"ids": [1], "vectors": [VECTOR], "payloads": [{}]}}),
@@ -667,6 +684,10 @@ def test_search_parameters_are_taken(http: httpx.Client, collection: str) -> Non
 def test_too_many_vectors_for_one_answer(http: httpx.Client) -> None:
     ok(http.put("/collections/wide", json={"vectors": {"size": 65_536, "distance": "Dot"}}))
     path = "/collections/wide/points"
+    # A page may be larger than what there is.
+    ok(http.post(f"{path}/scroll", json={"limit": 193, "with_vector": True}), wire.Page)
+    points = [{"id": number, "vector": {}} for number in range(193)]
+    ok(http.put(f"{path}?wait=true", json={"points": points}))
     message = "expected at most 192 points of dimension 65536"
     for method, body in (
         ("/scroll", {"limit": 193}),
@@ -877,9 +898,9 @@ def test_payload_indexes_are_kept_and_told(client: QdrantClient) -> None:
         ({"field_name": "a..b", "field_schema": "keyword"}, 400, "field_name: 'a..b'"),
         ({"field_name": "a", "field_schema": "number"}, 400, "field_schema"),
         (
-            {"field_name": "a", "field_schema": {"type": "text", "tokenizer": "prefix"}},
+            {"field_name": "a", "field_schema": {"type": "text", "tokenizer": "multilingual"}},
             400,
-            "field_schema.tokenizer: 'prefix' is not supported",
+            "field_schema.tokenizer: `multilingual` is not supported",
         ),
     ],
 )

@@ -14,24 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from router.api import bm25, wire
-from router.api.ascii_folding import fold
+from router.api import wire
 from router.api.bm25 import Bm25Options, embed_document, embed_query
 from router.errors import Malformed, OutOfRange
+from shard.ascii_folding import fold
 from shard.errors import InvalidInput
-
-LANGUAGES = [one.value for one in models.Language]
-STEMMED = [one.value for one in models.SnowballLanguage if one.value != "armenian"]
-WORDS = [
-    "the", "The", "running", "runs", "flies", "café", "Été", "straße", "été", "und", "Häuser",
-    "getUserName", "HTTPServer2", "snake_Case_x", "_a", "1_000", "0xFF", "don't", "x", "ação",
-    "и", "книги", "Книга", "και", "ΟΔΟΣ", "في", "كِتَاب", "हिन्दी", "வணக்கம்", "İstanbul", "日本語",
-    "½", "a²", "é̈", "🙂", "\x1cb", "\u2028", "long" * 12,
-]  # fmt: skip
-texts = st.lists(
-    st.sampled_from(WORDS) | st.text("aAbB1_ éß字ि.-", max_size=6), max_size=12
-).flatmap(lambda words: st.sampled_from([" ", ", ", "\n", "-"]).map(lambda by: by.join(words)))
-
+from shard.text import stopwords
+from tests.texts import LANGUAGES, STEMMED, analyses, as_edge, languages, texts
 
 # What a newer Unicode has may be letters to one and nothing to the other.
 assigned = st.characters(exclude_categories=["Cn", "Cs"])
@@ -135,7 +124,7 @@ def test_every_language_has_stopwords_or_a_stemmer() -> None:
     for language in {*LANGUAGES, *STEMMED}:
         assert embed_query("qdrant", options(language=language))[0].size == 1
     for language in LANGUAGES:
-        assert len(bm25._stopwords(language)) > 40
+        assert len(stopwords(language)) > 40
 
 
 @pytest.mark.parametrize(
@@ -221,60 +210,27 @@ def test_weights_are_always_numbers(given: dict[str, Any]) -> None:
     assert np.isfinite(values).all() and (values >= 0).all()
 
 
-@st.composite
-def configs(draw: st.DrawFn) -> dict[str, Any]:
-    languages = st.sampled_from([one for one in LANGUAGES if one != "japanese"])
-    custom = st.lists(st.sampled_from(WORDS), max_size=3)
-    optional: dict[str, st.SearchStrategy[Any]] = {
+configs = st.fixed_dictionaries(
+    {},
+    optional={
         "k": st.floats(0, 10),
         "b": st.floats(0, 1),
         "avg_len": st.floats(0.1, 1_000),
-        "tokenizer": st.sampled_from(["word", "whitespace", "prefix", "code"]),
         "language": languages,
-        "lowercase": st.booleans(),
-        "ascii_folding": st.booleans(),
-        "stopwords": languages
-        | st.fixed_dictionaries({}, optional={"languages": st.lists(languages), "custom": custom}),
-        "stemmer": st.just({"type": "none"})
-        | st.fixed_dictionaries(
-            {"type": st.just("snowball"), "language": st.sampled_from(STEMMED)}
-        ),
-        "min_token_len": st.integers(0, 6),
-        "max_token_len": st.integers(0, 8),
-    }
-    return draw(st.fixed_dictionaries({}, optional=optional))
+        **analyses,
+    },
+)
 
 
-def as_edge(given: dict[str, Any]) -> edge.Bm25:
+def as_bm25(given: dict[str, Any]) -> edge.Bm25:
     """Qdrant's model with these options."""
-
-    def language(name: str) -> Any:
-        return getattr(edge.Language, name.capitalize())
-
-    config = dict(given)
-    if "tokenizer" in given:
-        config["tokenizer"] = getattr(edge.TokenizerType, given["tokenizer"].capitalize())
-    match given.get("stopwords"):
-        case str(name):
-            config["stopwords"] = language(name)
-        case dict(sets):
-            config["stopwords"] = edge.StopwordsSet(
-                languages=set(map(language, sets.get("languages", []))),
-                custom=set(sets.get("custom", [])),
-            )
-    match given.get("stemmer"):
-        case {"type": "none"}:
-            config["stemmer"] = edge.DisabledStemmer()
-        case {"language": name}:
-            stemmed = getattr(edge.SnowballLanguage, name.capitalize())
-            config["stemmer"] = edge.SnowballParams(stemmed)
-    return edge.Bm25(edge.Bm25Config(**config))
+    return edge.Bm25(edge.Bm25Config(**as_edge(given)))
 
 
 @settings(deadline=None, max_examples=2_000)
-@given(texts, configs())
+@given(texts, configs)
 def test_vectors_are_those_of_qdrant(text: str, given: dict[str, Any]) -> None:
-    chosen, qdrant = options(**given), as_edge(given)
+    chosen, qdrant = options(**given), as_bm25(given)
     for found, expected in (
         (embed_document(text, chosen), qdrant.embed_document(text)),
         (embed_query(text, chosen), qdrant.embed_query(text)),
@@ -288,13 +244,13 @@ def test_vectors_are_those_of_qdrant(text: str, given: dict[str, Any]) -> None:
 def test_any_text_is_taken_apart_as_by_qdrant(language: str, text: str) -> None:
     given = {"stemmer": {"type": "snowball", "language": language}, "stopwords": {}}
     assert embed_document(text, options(**given))[0].tolist() == list(
-        as_edge(given).embed_document(text).indices
+        as_bm25(given).embed_document(text).indices
     )
 
 
 def test_letters_in_use_are_folded_as_by_qdrant() -> None:
     given = {"language": "english", "stopwords": {}, "stemmer": {"type": "none"}}
-    qdrant = as_edge({**given, "ascii_folding": True, "lowercase": False})
+    qdrant = as_bm25({**given, "ascii_folding": True, "lowercase": False})
     used = [*range(0xC0, 0x180), *range(0x1CD, 0x1DD), *range(0x218, 0x21C), *range(0x1EA0, 0x1EFA)]
     for letter in map(
         chr, [*used, *range(0x391, 0x3CA), *range(0x400, 0x460), *map(ord, "əßﬁＡ２²")]

@@ -34,7 +34,6 @@ from shard.model import (
     ShardConfig,
     Upsert,
     VectorColumn,
-    VectorColumns,
     decode_ids,
     encode_id,
     encode_ids,
@@ -43,7 +42,7 @@ from shard.model import (
 from shard.objects import ObjectStore
 from shard.objects.local import LocalObjectStore
 from tests import columns
-from tests.columns import MANY, WHOLE, WORDS, Row
+from tests.columns import MANY, WHOLE, WORDS, Row, rows_of
 from tests.faulty_store import Crash, FaultyStore
 
 PREFIX = "collections/c/shard-0000"
@@ -101,12 +100,6 @@ def contents(engine: ShardEngine) -> Model:
             assert isinstance(point_id, int) and point_id not in found
             found[point_id] = (row, payload)
         start = encode_id(max(found) + 1)
-
-
-def rows_of(vectors: VectorColumns, config: ShardConfig) -> list[dict[str, Row]]:
-    """Plain rows by name, of each point."""
-    plain = [columns.plain(name, column, config) for name, column in vectors.items()]
-    return [dict(zip(vectors, row, strict=True)) for row in zip(*plain, strict=True)]
 
 
 def apply(model: Model, operations: Sequence[Operation], config: ShardConfig = CONFIG) -> Model:

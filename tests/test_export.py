@@ -33,6 +33,8 @@ from router.api.convert import encode_payloads
 from shard.errors import InvalidInput, NotFound
 from shard.model import UNNAMED, Distance, PointId, Points, ShardConfig, encode_ids, unnamed
 from shard.objects.local import LocalObjectStore
+from tests import columns
+from tests.columns import MANY, SOME, WHOLE, WORDS, rows_of
 from tests.shoal_process import ShoalProcess
 
 ids = st.integers(0, 2**64 - 1) | st.uuids()
@@ -100,6 +102,45 @@ def test_rows_come_back_to_the_last_bit(
             points.keys.tolist(), points.payloads, vectors[order], strict=True
         )
     ]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([Distance.COSINE, Distance.EUCLID]),
+    st.lists(
+        st.tuples(
+            ids,
+            st.fixed_dictionaries(columns.rows | {WHOLE: st.none() | columns.rows[WHOLE]}),
+        ),
+        max_size=12,
+        unique_by=lambda one: one[0],
+    ),
+)
+def test_vectors_of_all_kinds_come_back_and_points_that_have_none(
+    tmp_path_factory: pytest.TempPathFactory,
+    distance: Distance,
+    points: list[tuple[PointId, dict[str, columns.Row]]],
+) -> None:
+    config = columns.config_of(distance)
+    points = sorted(points, key=lambda one: encode_ids([one[0]])[0])
+    keys = encode_ids([one for one, _ in points])
+    given = {
+        name: columns.column(name, [rows[name] for _, rows in points], config)
+        for name in config.names
+    }
+    stored = config.prepare(given, len(points))
+    found: list[tuple[bytes, dict[str, columns.Row]]] = []
+    exported = Points(keys, [b""] * len(points), stored)
+    for path, _ in _files(iter([exported]), config, tmp_path_factory.mktemp("files")):
+        source = Source(str(path))
+        (file,) = source.files()
+        for part in source.ranges(0, file, 1):
+            for batch in source.read(file, part):
+                parsed = Parser(Columns(), config, batch.columns.schema, file).parse(batch)
+                assert not parsed.bad
+                vectors = config.prepare(parsed.vectors, len(parsed.keys))
+                found += zip(parsed.keys.tolist(), rows_of(vectors, config), strict=True)
+    assert found == list(zip(keys.tolist(), rows_of(stored, config), strict=True))
 
 
 def test_large_exports_are_parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +284,69 @@ def test_an_export_is_ingested_as_the_same_collection(
     for body in ({}, {"destination": "relative"}, {"destination": "http://x/y"}):
         assert httpx.post(where, json=body).status_code == 400
     assert httpx.delete(f"{where}/{'0' * 32}").status_code == 404
+
+
+@pytest.mark.cluster
+def test_vectors_by_name_go_out_and_come_in_again(
+    shoal: ShoalProcess, client: QdrantClient, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "vectors_config": {
+            name: models.VectorParams(
+                size=columns.DIMENSION,
+                distance=models.Distance.COSINE,
+                multivector_config=models.MultiVectorConfig(
+                    comparator=models.MultiVectorComparator.MAX_SIM
+                )
+                if name == MANY
+                else None,
+            )
+            for name in (WHOLE, SOME, MANY)
+        },
+        "sparse_vectors_config": {WORDS: models.SparseVectorParams()},
+    }
+    client.create_collection("named", shard_number=3, **settings)
+    config = columns.config_of(Distance.COSINE)
+    drawn = rows_of(columns.drawn(np.random.default_rng(0), 1_500, config), config)
+    drawn[7] = dict.fromkeys(config.names)
+    for first in range(0, len(drawn), 500):
+        points = [
+            models.PointStruct(
+                id=first + number,
+                payload={"n": first + number},
+                vector={
+                    name: models.SparseVector(indices=list(row), values=list(row.values()))
+                    if name == WORDS
+                    else row
+                    for name, row in rows.items()
+                    if row is not None
+                },
+            )
+            for number, rows in enumerate(drawn[first : first + 500])
+        ]
+        client.upsert("named", points)
+    before = everything(client, "named")
+    assert [len(vector) for _, _, vector in before] == [
+        sum(row is not None for row in rows.values()) for rows in drawn
+    ]
+
+    made = client.create_snapshot("named")
+    assert made is not None
+    client.delete("named", list(range(0, 1_500, 3)))
+    client.upsert("named", [models.PointStruct(id=1, vector={}), points[0]])
+    url = f"{shoal.url}/collections/named/snapshots/{made.name}"
+    assert client.recover_snapshot("named", url)
+    assert everything(client, "named") == before
+
+    place, options = str(tmp_path / "out"), ["--watch", "--url", shoal.url]
+    assert run("export", place, "--collection", "named", *options).returncode == 0
+    client.create_collection("again", shard_number=2, **settings)
+    done = run("ingest", place, "--collection", "again", *options)
+    assert done.returncode == 0 and "1,500 rows in" in done.stdout, done
+    assert everything(client, "again") == before
+    query = models.SparseVector(indices=[3, 5], values=[1.0, 2.0])
+    hits = [client.query_points(one, query, using=WORDS).points for one in ("named", "again")]
+    assert hits[0] == hits[1] and len(hits[0]) == 10
 
 
 @pytest.mark.cluster

@@ -75,12 +75,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 class Shard:
     """One shard that is opened time and again, and what should be in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, config: ShardConfig = CONFIG) -> None:
         self.store = LocalObjectStore(directory / "store")
         self.imports = Imports(self.store, PREFIX)
         self.builder = Builder()
         self.directory = directory
-        self.config = CONFIG
+        self.config = config
         self.model: Model = {}
         self.engine: ShardEngine | None = None
         self.reopen()

@@ -176,6 +176,66 @@ def test_files_become_points_and_a_second_run_changes_nothing(
     assert client.count(collection).count == ROWS
 
 
+@pytest.mark.parametrize("dense", [1, 2])
+def test_vectors_by_name_are_loaded_and_searched(
+    shoal: ShoalProcess, client: QdrantClient, tmp_path: Path, dense: int
+) -> None:
+    """A template is for all segments where only one name is that of dense vectors."""
+    rows, collection = 45_000, f"named-{dense}"
+    params = models.VectorParams(size=DIMENSION, distance=models.Distance.EUCLID)
+    client.create_collection(
+        collection,
+        dict.fromkeys(("image", "more")[:dense], params),
+        sparse_vectors_config={"words": models.SparseVectorParams()},
+        shard_number=3,
+    )
+    ids = np.arange(rows)
+    # Every tenth point has no image, every third no words, and so every thirtieth nothing.
+    terms = np.random.default_rng(1).integers(0, 5_000, (rows, 2))
+    images = [row if one % 10 else None for one, row in enumerate(VECTORS[:rows])]
+    words = [
+        {"indices": np.unique(own), "values": np.unique(own) / 100} if one % 3 else None
+        for one, own in enumerate(terms)
+    ]
+    sparse = pa.struct([("indices", pa.list_(pa.int64())), ("values", pa.list_(pa.float64()))])
+    table = pa.table(
+        {
+            "id": ids,
+            "picture": pa.array(images, pa.list_(pa.float32(), DIMENSION)),
+            "sparse_values": pa.array(words, sparse),
+            "of": ["job"] * rows,
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=5_000)
+    jobs = Jobs(shoal.url, collection)
+    lost = rows // 30
+    job = jobs.end(
+        jobs.start(tmp_path, columns={"vectors": {"image": "picture"}}, max_bad_rows=lost)
+    )
+    assert job["state"] == "done", job
+    assert (job["rows_loaded"], job["bad_rows"]) == (rows - lost, lost)
+    assert job["bad"][0] == {"file": "a.parquet", "row": 0, "reason": "no vector"}
+    deadline = time.monotonic() + 60
+    while client.get_collection(collection).indexed_vectors_count != rows - lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for one in (1, 3, 44_999):
+        (hit,) = client.query_points(
+            collection, VECTORS[one].tolist(), using="image", limit=1
+        ).points
+        assert hit.id == one and hit.score < 1e-3
+        query = models.SparseVector(indices=terms[one].tolist(), values=[1.0, 2.0])
+        hits = client.query_points(collection, query, using="words", limit=5).points
+        scores = (terms[:, :, None] == terms[one]) * (terms / 100)[:, :, None] * [1.0, 2.0]
+        scores[terms[:, 0] == terms[:, 1], 1] = 0  # Twice the same term is there once.
+        best = np.sort(scores.sum(axis=(1, 2))[ids % 3 > 0])[::-1][:5]
+        np.testing.assert_allclose([hit.score for hit in hits], best[best > 0], rtol=1e-5)
+    (record,) = client.retrieve(collection, [3], with_vectors=True)
+    assert isinstance(record.vector, dict) and record.vector.keys() == {"image"}
+    np.testing.assert_array_equal(np.array(record.vector["image"], np.float32), VECTORS[3])
+    client.delete_collection(collection)
+
+
 def test_a_live_collection_keeps_what_is_newer(
     shoal: ShoalProcess,
     client: QdrantClient,

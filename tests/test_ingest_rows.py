@@ -6,6 +6,7 @@ import datetime
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -19,7 +20,16 @@ from cluster.ingest.jobs import Columns
 from cluster.ingest.rows import NAMESPACE, Parsed, Parser
 from cluster.ingest.sources import Source
 from shard.errors import InvalidInput, NotFound
-from shard.model import UNNAMED, Distance, PointId, ShardConfig, decode_ids
+from shard.model import (
+    UNNAMED,
+    Distance,
+    PointId,
+    ShardConfig,
+    SparseConfig,
+    VectorConfig,
+    decode_ids,
+)
+from tests import columns
 
 D = 4
 VECTORS = np.arange(40, dtype=np.float32).reshape(10, D)
@@ -383,3 +393,221 @@ def test_a_damaged_batch_is_not_looked_into(tmp_path: Path) -> None:
         to.write_batch(batch)
     with pytest.raises(InvalidInput, match=r"a\.arrow"):
         read(tmp_path)
+
+
+# Vectors by name
+
+HYBRID = ShardConfig(
+    vectors={UNNAMED: VectorConfig(dimension=D, distance=Distance.DOT)},
+    sparse={"text": SparseConfig()},
+)
+NAMED = ShardConfig(
+    vectors={
+        "image": VectorConfig(dimension=D, distance=Distance.DOT),
+        "tokens": VectorConfig(dimension=2, distance=Distance.DOT, multi=True),
+    },
+    sparse={"text": SparseConfig()},
+)
+
+
+def plain_rows(parsed: list[Parsed], name: str, config: ShardConfig) -> list[columns.Row]:
+    return [row for part in parsed for row in columns.plain(name, part.vectors[name], config)]
+
+
+def sparse(*given: tuple[list[Any], list[Any]] | None) -> list[Any]:
+    return [one and dict(zip(("indices", "values"), one, strict=True)) for one in given]
+
+
+SPARSE_TYPES = [
+    pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))]),
+    pa.struct([("values", pa.large_list(pa.float64())), ("indices", pa.list_(pa.int64()))]),
+]
+
+
+@pytest.mark.parametrize("kind", [*SPARSE_TYPES, "jsonl"], ids=str)
+def test_files_as_pinecone_has_them(tmp_path: Path, kind: pa.DataType | str) -> None:
+    values = VECTORS[:4].tolist()
+    sparse_values = sparse(([7, 2], [0.5, -1.0]), None, ([], []), ([2**32 - 1], [2.0]))
+    metadata = [{"n": 0}, None, {"n": 2}, {"n": 3}]
+    if isinstance(kind, str):
+        rows = zip("abcd", values, sparse_values, metadata, strict=True)
+        names = ("id", "values", "sparse_values", "metadata")
+        lines = [orjson.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    else:
+        table = pa.table(
+            {
+                "id": list("abcd"),
+                "values": values,
+                "sparse_values": pa.array(sparse_values, kind),
+                "metadata": [None if one is None else orjson.dumps(one) for one in metadata],
+            }
+        )
+        pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path, config=HYBRID)
+    assert not bad(parsed)
+    assert ids(parsed) == [uuid5(NAMESPACE, one) for one in "abcd"]
+    assert np.array_equal(vectors(parsed), VECTORS[:4])
+    found = plain_rows(parsed, "text", HYBRID)
+    assert found == [{2: -1.0, 7: 0.5}, None, {}, {2**32 - 1: 2.0}]
+    assert payloads(parsed) == [
+        {"n": 0, "id": "a"}, {"id": "b"}, {"n": 2, "id": "c"}, {"n": 3, "id": "d"},
+    ]  # fmt: skip
+    # A collection without sparse vectors lets them be.
+    assert payloads(read(tmp_path)) == payloads(parsed)
+
+
+def test_columns_are_found_by_the_vectors_names(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "id": [1, 2, 3, 4],
+            "vector.image": pa.array([VECTORS[0], None, VECTORS[2], None]),
+            "tokens": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]], None, None],
+            "text": pa.array(sparse(([1], [1.0]), None, ([2], [2.0]), None), SPARSE_TYPES[0]),
+            "n": range(4),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    parsed = read(tmp_path, config=NAMED)
+    assert ids(parsed) == [1, 2, 3]
+    assert bad(parsed) == [(3, "no vector")]
+    image = [tuple(row) for row in VECTORS.tolist()]
+    assert plain_rows(parsed, "image", NAMED) == [image[0], None, image[2]]
+    assert plain_rows(parsed, "tokens", NAMED) == [((1, 2), (3, 4)), ((5, 6),), None]
+    assert plain_rows(parsed, "text", NAMED) == [{1: 1}, None, {2: 2}]
+    assert payloads(parsed) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    pq.write_table(table.select(["id", "n"]), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"columns.vector: none of .* has vectors; name it"):
+        read(tmp_path, config=NAMED)
+
+
+def test_columns_are_told_by_the_vectors_names(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": pa.array(VECTORS[:2].tolist()),  # Not what is asked for.
+            "picture": pa.array(VECTORS[2:4].tolist()),
+            "bag": pa.array(sparse(([1], [1.0]), None), SPARSE_TYPES[0]),
+            "sparse_values": pa.nulls(2),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    told = Columns(vectors={"image": "picture", "text": "bag"})
+    parsed = read(tmp_path, told, NAMED)
+    picture = [tuple(row) for row in VECTORS[2:4].tolist()]
+    assert plain_rows(parsed, "image", NAMED) == picture
+    assert plain_rows(parsed, "text", NAMED) == [{1: 1}, None]
+    assert plain_rows(parsed, "tokens", NAMED) == [None, None]
+    assert payloads(parsed) == [{"image": row} for row in VECTORS[:2].tolist()]
+    for wrong, message in (
+        ({"other": "picture"}, "columns.vectors: the collection has no vectors 'other'"),
+        ({"image": "x"}, r"columns.vectors: no column 'x' in a\.parquet"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            read(tmp_path, Columns(vectors=wrong), NAMED)
+    lines = [{"id": 1, "bag": {"indices": [3], "values": [4]}}, {"id": 2, "picture": [1, 2, 3, 4]}]
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    parsed = read(tmp_path, told, NAMED)
+    assert plain_rows(parsed, "image", NAMED) == [None, (1, 2, 3, 4)]
+    assert plain_rows(parsed, "text", NAMED) == [{3: 4}, None]
+
+
+BAD_SPARSE: list[tuple[Any, str]] = [
+    ({"indices": [1, 1], "values": [1, 2]}, "indices: must be unique"),
+    ({"indices": [1, 2], "values": [1]}, "values: expected as many as indices, 2"),
+    ({"indices": [1], "values": [1, 2]}, "values: expected as many as indices, 1"),
+    ({"indices": [-1], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [2**32], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [None], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [1], "values": [None]}, "values: expected numbers"),
+    ({"indices": [1], "values": [1e39]}, "values: a number is out of range for float32"),
+    ({"indices": None, "values": [1]}, "indices, values: expected lists"),
+]
+BAD_JSON_SPARSE: list[tuple[Any, str]] = [
+    ({"indices": [1.5], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [True], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": ["1"], "values": [1]}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [1], "values": ["1"]}, "values: expected numbers"),
+    ({"indices": "1", "values": "1"}, "indices: expected unsigned 32-bit integers"),
+    ({"indices": [1]}, "expected `indices` and `values`"),
+    ({"indices": [1], "values": [1], "more": 1}, "expected `indices` and `values`"),
+    ([1, 2, 3, 4], "expected `indices` and `values`"),
+    (7, "expected `indices` and `values`"),
+]
+
+
+def test_bad_sparse_vectors_are_bad_rows(tmp_path: Path) -> None:
+    good = {"indices": [5, 3], "values": [1.0, 2.0]}
+    given = [
+        good,
+        *(one for one, _ in BAD_SPARSE),
+        {"indices": [1], "values": [float("nan")]},
+        good,
+    ]
+    kind = pa.struct([("indices", pa.list_(pa.int64())), ("values", pa.list_(pa.float64()))])
+    table = pa.table(
+        {"id": range(len(given)), "vector": [[1.0] * D] * len(given), "text": pa.array(given, kind)}
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    messages = [*(message for _, message in BAD_SPARSE), "values: a number is out of range for"]
+    parsed = read(tmp_path, config=HYBRID)
+    check_bad(parsed, "text", messages)
+    assert ids(parsed) == [0, len(given) - 1]
+    assert plain_rows(parsed, "text", HYBRID) == [{3: 2, 5: 1}] * 2
+
+    both = BAD_SPARSE + BAD_JSON_SPARSE
+    lines = [
+        orjson.dumps({"id": number, "vector": [1] * D, "text": one})
+        for number, one in enumerate([good, *(one for one, _ in both), good])
+    ]
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    parsed = read(tmp_path, config=HYBRID)
+    check_bad(parsed, "text", [message for _, message in both])
+    assert plain_rows(parsed, "text", HYBRID) == [{3: 2, 5: 1}] * 2
+
+
+def check_bad(parsed: list[Parsed], name: str, messages: list[str]) -> None:
+    """The rows from the second on are bad, and told so."""
+    told = bad(parsed)
+    assert [row for row, _ in told] == list(range(1, len(messages) + 1))
+    for (_, own), message in zip(told, messages, strict=True):
+        assert own.startswith(f"vector {name!r}: {message}")
+
+
+def test_bad_ones_of_several_vectors_are_bad_rows(tmp_path: Path) -> None:
+    given: list[tuple[Any, str]] = [
+        ([], "expected a list of one or more vectors"),
+        ([1, 2], "expected a list of one or more vectors"),
+        ([[1, 2], [1]], "Vector dimension error: expected dim: 2, got 1"),
+        ([[1, 2, 3]], "Vector dimension error: expected dim: 2, got 3"),
+        ([[1, None]], "vectors: expected numbers"),
+        ([[1, 1e39]], "vectors: a number is out of range for float32"),
+        ("x", "expected a list of one or more vectors"),
+    ]
+    rows = [[[1, 2]], *(one for one, _ in given), [[3, 4], [5, 6]]]
+    lines = [orjson.dumps({"id": number, "tokens": one}) for number, one in enumerate(rows)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    parsed = read(tmp_path, config=NAMED)
+    check_bad(parsed, "tokens", [message for _, message in given])
+    assert plain_rows(parsed, "tokens", NAMED) == [((1, 2),), ((3, 4), (5, 6))]
+
+
+def test_nulls_among_lines_are_vectors_that_are_not_there(tmp_path: Path) -> None:
+    lines = [
+        {"id": 1, "vector": None},
+        {"id": 2},
+        {"id": 3, "vector": [1, 2, 3, 4]},
+        {"id": 4, "vector": None, "text": {"indices": [1], "values": [2]}},
+        {"id": 5, "text": None},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    parsed = read(tmp_path)
+    assert ids(parsed) == [3]
+    # The last one is read apart from the others, with columns of its own.
+    assert bad(parsed) == [*((row, "vector: null") for row in (0, 1, 3)), (4, "no 'vector'")]
+    parsed = read(tmp_path, config=HYBRID)
+    assert ids(parsed) == [3, 4]
+    assert bad(parsed) == [(row, "no vector") for row in (0, 1, 4)]
+    assert plain_rows(parsed, UNNAMED, HYBRID) == [(1, 2, 3, 4), None]
+    assert plain_rows(parsed, "text", HYBRID) == [None, {1: 2}]

@@ -22,6 +22,7 @@ from shard.log import Record, WriteAheadLog
 from shard.model import UNNAMED, Delete, Operation, PointId, Upsert, decode_ids, encode_ids, unnamed
 from shard.objects import ObjectStore, conditional
 from shard.objects.local import LocalObjectStore
+from tests import columns
 from tests.faulty_store import FaultyStore
 
 T = TypeVar("T")
@@ -80,6 +81,21 @@ def test_round_trip(object_store: ObjectStore) -> None:
     assert list(read.payloads) == upsert.payloads
     assert decode_ids(deleted.keys) == [7]
     assert nothing.vectors[UNNAMED].values.shape == (0, 5)
+
+
+def test_vectors_of_all_kinds_are_replayed(local_store: LocalObjectStore) -> None:
+    log = owned(local_store)
+    written = [columns.drawn(np.random.default_rng(count), count) for count in (0, 1, 7)]
+    for vectors in written:
+        count = vectors[columns.WHOLE].rows
+        log.append([Upsert(encode_ids(range(count)), vectors, [b""] * count)])
+    read = [one for one in WriteAheadLog(local_store, PREFIX).take_over(0) if one.operations]
+    for vectors, record in zip(written, read, strict=True):
+        (operation,) = record.operations
+        assert isinstance(operation, Upsert)
+        assert columns.rows_of(operation.vectors, columns.CONFIG) == columns.rows_of(
+            vectors, columns.CONFIG
+        )
 
 
 def test_views_and_other_layouts(local_store: LocalObjectStore) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,8 +12,10 @@ import pytest
 
 from shard.edits import Edit
 from shard.filter import Condition, Filter, Match
+from shard.matching import Matching
 from shard.model import (
     Delete,
+    Distance,
     SearchParams,
     Upsert,
     VectorColumn,
@@ -20,9 +23,17 @@ from shard.model import (
     encode_ids,
     unnamed,
 )
+from tests import columns
+from tests.columns import MANY, SOME, WHOLE, WORDS
 from tests.test_imports import DIMENSION, Shard, wait_until
 
 ROWS = 30_000
+QUERIES: dict[str, Any] = {
+    WHOLE: (0.5, -1.0, 0.25),
+    SOME: (-0.5, 1.0, 2.0),
+    MANY: ((1.0, 0.0, 0.5), (0.0, -1.0, 0.0)),
+    WORDS: {index: 1.5 + index for index in range(0, 12, 2)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +77,22 @@ def shard(
     shard.builder.close()
 
 
+@pytest.fixture
+def mixed(tmp_path: Path) -> Iterator[Shard]:
+    """With vectors of all kinds."""
+    shard = Shard(tmp_path, columns.config_of(Distance.DOT))
+    yield shard
+    shard.close()
+    shard.builder.close()
+
+
+def asked(given: Any) -> bytes:
+    return msgspec.convert(given, Filter).check("filter")
+
+
 def below(bound: int) -> bytes:
     given = {"must": [{"key": "n", "range": {"lt": bound}}, {"key": "of", "match": {"value": "x"}}]}
-    return msgspec.convert(given, Filter).check("filter")
+    return asked(given)
 
 
 @pytest.mark.parametrize("bound", [0, 1, 30, 1_500, ROWS // 2, ROWS])
@@ -111,3 +135,88 @@ def test_an_edit_is_for_just_what_matches(shard: Shard, numbers: np.ndarray[Any,
     engine.edit(Edit(action="delete_points"), None, seen).result()
     assert (engine.count(seen), engine.count(below(9_000))) == (0, 0)
     assert engine.count() == np.count_nonzero(ids % 7) - len(expected)
+
+
+@pytest.mark.parametrize("place", ["memtable", "segment", "both"])
+def test_points_are_told_apart_by_the_vectors_they_have(mixed: Shard, place: str) -> None:
+    engine, config = mixed.engine, mixed.config
+    assert engine is not None
+    chance = np.random.default_rng(4)
+    rows: dict[int, dict[str, Any]] = {}
+
+    def write(ids: range, names: list[str]) -> None:
+        drawn = columns.drawn(chance, len(ids), config)
+        vectors = {name: drawn[name] for name in names}
+        assert engine is not None
+        payloads = [b'{"n":%d}' % one for one in ids]
+        engine.write([Upsert(encode_ids(ids), vectors, payloads)]).result()
+        for row, one in enumerate(ids):
+            rows[one] = dict.fromkeys(config.names)
+            for name, column in vectors.items():
+                rows[one][name] = columns.plain(name, column, config)[row]
+
+    write(range(200), config.names)
+    write(range(150, 220), [WHOLE])  # Overwritten with fewer.
+    if place != "memtable":
+        engine.snapshot()
+    if place == "both":
+        write(range(100, 160), [WORDS, MANY])
+    gone = list(range(0, 220, 7))
+    engine.write([Delete(encode_ids(gone))]).result()
+    for one in gone:
+        del rows[one]
+
+    def check(given: Any, expected: Callable[[int, set[str]], bool]) -> None:
+        filter = asked(given)
+        has = {
+            one: {name for name, row in own.items() if row is not None} for one, own in rows.items()
+        }
+        ids = sorted(one for one, own in has.items() if expected(one, own))
+        assert engine is not None
+        assert engine.count(filter) == len(ids)
+        listed = engine.scroll(b"", 1_000, with_payload=False, filter=filter)
+        assert decode_ids(listed.keys) == ids
+        for name in config.names:
+            query = columns.column(name, [QUERIES[name]], config)
+            hits = engine.search(query, SearchParams(limit=9, using=name, filter=filter))
+            stored = {one: rows[one][name] for one in ids}
+            found = decode_ids(hits.points.keys)
+            columns.check_nearest(config, name, QUERIES[name], stored, 9, found, hits.scores)
+
+    def has(name: str) -> Callable[[int, set[str]], bool]:
+        return lambda _, own: name in own
+
+    def lacks(name: str) -> Callable[[int, set[str]], bool]:
+        return lambda _, own: name not in own
+
+    for name in config.names:
+        check({"must": {"has_vector": name}}, has(name))
+        check({"must_not": {"has_vector": name}}, lacks(name))
+    check({"must": {"has_vector": ""}}, lambda _, own: False)
+    check({"must_not": {"has_vector": "other"}}, lambda _, own: True)
+    both = [{"has_vector": SOME}, {"has_vector": WORDS}]
+    check({"must": both}, lambda _, own: {SOME, WORDS} <= own)
+    check({"should": both}, lambda _, own: bool({SOME, WORDS} & own))
+    one_of = {"conditions": [*both, {"has_vector": MANY}], "min_count": 2}
+    check({"min_should": one_of}, lambda _, own: len({SOME, WORDS, MANY} & own) >= 2)
+    small = {"key": "n", "range": {"lt": 120}}
+    check({"must": [{"has_vector": MANY}, small]}, lambda one, own: one < 120 and MANY in own)
+    deep = {"must": [{"must_not": {"should": [{"has_vector": MANY}, small]}}]}
+    check(deep, lambda one, own: one >= 120 and MANY not in own)
+
+
+def test_vectors_go_with_the_batches_of_payloads() -> None:
+    chance = np.random.default_rng(0)
+    payloads = [b'{"n":%d}' % number for number in chance.permutation(50)]
+    has = {SOME: chance.random(50) < 0.5, WORDS: chance.random(50) < 0.5}
+    filter = asked({"must": [{"has_vector": SOME}, {"key": "n", "range": {"lt": 30}}]})
+    matching = Matching()
+    for _ in range(2):  # Worked out, and remembered.
+        found = matching.mask(
+            filter,
+            encode_ids(range(50)),
+            lambda: (payloads[first : first + 7] for first in range(0, 50, 7)),
+            has.__getitem__,
+        )
+        small = [msgspec.json.decode(payload)["n"] < 30 for payload in payloads]
+        assert found.tolist() == (has[SOME] & small).tolist()

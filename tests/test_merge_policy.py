@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from shard.compaction import merged
 from shard.memtable import Memtable
 from shard.merge_policy import MAX_SMALL_SEGMENTS, choose_merge, gets_index
-from shard.model import (
-    UNNAMED,
-    Distance,
-    Keys,
-    Mask,
-    ShardConfig,
-    decode_ids,
-    encode_ids,
-    unnamed,
-)
+from shard.model import Distance, Keys, Mask, ShardConfig, decode_ids, encode_ids
 from shard.view import Layer
+from tests import columns
 
 FLAT = ShardConfig.unnamed(2, Distance.EUCLID, flat_threshold=0)
 INDEXED = ShardConfig.unnamed(2, Distance.EUCLID, flat_threshold=2_000)
@@ -159,29 +151,32 @@ def replace_target(config: ShardConfig, target: float) -> ShardConfig:
 def test_merged_layers_are_their_live_rows_in_key_order(groups: list[list[int]], seed: int) -> None:
     chance = np.random.default_rng(seed)
     seen: set[int] = set()
-    expected: dict[int, tuple[float, bytes]] = {}
+    expected: dict[int, tuple[dict[str, columns.Row], bytes]] = {}
     layers = []
     for number, group in enumerate(groups):
         ids = [point for point in dict.fromkeys(group) if point not in seen]
-        memtable = Memtable(FLAT)
-        vectors = chance.normal(size=(len(ids), 2)).astype(np.float32)
+        memtable = Memtable(columns.CONFIG)
+        vectors = columns.drawn(chance, len(ids))
+        rows = columns.rows_of(vectors, columns.CONFIG)
         payloads = [b"%d of %d" % (point, number) for point in ids]
-        memtable.append(encode_ids(ids), unnamed(vectors), payloads)
+        memtable.append(encode_ids(ids), vectors, payloads)
         alive = chance.random(len(ids)) < 0.7
         layers.append(replace(Layer(*memtable.published()), alive=alive))
         for row, own in enumerate(ids):
             if alive[row]:
                 seen.add(own)
-                expected[own] = (float(vectors[row, 0]), payloads[row])
-    found: dict[int, tuple[float, bytes]] = {}
-    for batch in merged(layers, FLAT.names):
+                expected[own] = (rows[row], payloads[row])
+    found: dict[int, tuple[dict[str, columns.Row], bytes]] = {}
+    for batch in merged(layers, columns.CONFIG.names):
         assert batch.payloads is not None
-        vectors = batch.vectors[UNNAMED].values
-        for point, payload, vector in zip(
-            decode_ids(batch.keys), batch.payloads, vectors.tolist(), strict=True
+        for point, payload, vectors_of_it in zip(
+            decode_ids(batch.keys),
+            batch.payloads,
+            columns.rows_of(batch.vectors, columns.CONFIG),
+            strict=True,
         ):
             assert isinstance(point, int)
-            found[point] = (vector[0], payload)
+            found[point] = (vectors_of_it, payload)
     assert found == expected
     assert list(found) == sorted(expected)
 

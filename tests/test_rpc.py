@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -29,6 +30,7 @@ from shard.errors import (
     ShoalError,
     Unavailable,
 )
+from shard.filter import Filter
 from shard.model import (
     UNNAMED,
     Delete,
@@ -42,6 +44,7 @@ from shard.model import (
     ShardInfo,
     Upsert,
     VectorColumn,
+    VectorColumns,
     Vectors,
     decode_ids,
     encode_ids,
@@ -56,6 +59,7 @@ from shard.rpc.channel import MAX_MESSAGE_BYTES, SERVICE
 from shard.rpc.client import ShardClient
 from shard.rpc.hosting import ShardId
 from shard.rpc.server import ShardServer
+from tests import columns
 
 DIMENSION = 8
 CONFIG = ShardConfig.unnamed(DIMENSION, Distance.EUCLID)
@@ -218,6 +222,9 @@ def test_operations_survive_the_wire() -> None:
         SearchParams(limit=1),
         SearchParams(limit=7, exact=True, nprobe=3, oversampling=2.5, with_payload=True),
         SearchParams(limit=7, score_threshold=0.0, with_vectors=("a", UNNAMED)),
+        SearchParams(
+            limit=7, using="a", filter=b"{}", among=encode_ids([1, 2]).tobytes(), examples=b"e"
+        ),
     ],
 )
 def test_search_parameters_survive_the_wire(params: SearchParams) -> None:
@@ -249,6 +256,39 @@ def test_hits_survive_the_wire(lengths: list[int], with_payload: bool, with_vect
     assert received.points.vectors.keys() == points.vectors.keys()
     for name, column in points.vectors.items():
         assert np.array_equal(received.points.vectors[name].values, column.values)
+
+
+def sent(columns: VectorColumns) -> Iterator[pb.Column]:
+    return (pb.Column.FromString(one.SerializeToString()) for one in codec.encode_columns(columns))
+
+
+@given(data=st.data(), count=st.integers(0, 5))
+def test_columns_of_all_kinds_survive_the_wire(data: st.DataObject, count: int) -> None:
+    rows = {
+        name: data.draw(st.lists(one, min_size=count, max_size=count), label=name)
+        for name, one in columns.rows.items()
+    }
+    given = {name: columns.column(name, own) for name, own in rows.items()}
+    received = codec.decode_columns(sent(given), count)
+    assert {name: columns.plain(name, one) for name, one in received.items()} == rows
+    # Of queries nobody says how many there are.
+    for one in sent(given):
+        assert columns.plain(one.name, codec.decode_column(one)) == rows[one.name]
+
+
+def test_operations_and_hits_have_vectors_of_all_kinds() -> None:
+    vectors = columns.drawn(np.random.default_rng(0), 6)
+    upserted = Upsert(encode_ids(range(6)), vectors, [b""] * 6)
+    encoded = codec.encode_operation(upserted).SerializeToString()
+    (received,) = codec.decode_operations([pb.Operation.FromString(encoded)])
+    assert isinstance(received, Upsert)
+    hits = Hits(np.array([2, 4]), np.zeros(6, np.float32), Points(upserted.keys, None, vectors))
+    reply = pb.SearchReply.FromString(codec.encode_hits(hits).SerializeToString())
+    found = codec.decode_hits(reply, with_payload=False)
+    for name, column in vectors.items():
+        rows = columns.plain(name, column)
+        assert columns.plain(name, received.vectors[name]) == rows
+        assert columns.plain(name, found.points.vectors[name]) == rows
 
 
 # Merge
@@ -297,6 +337,49 @@ def test_points_follow_the_order_of_keys_asked() -> None:
     assert ascending.payloads == [b"1", b"2", b"5"]
 
 
+def test_vectors_go_with_their_points_whatever_the_order() -> None:
+    chance = np.random.default_rng(3)
+    parts, rows = [], dict[bytes, dict[str, columns.Row]]()
+    for count in (4, 0, 7, 1):
+        keys = encode_ids(sorted(chance.choice(10**6, count, replace=False).tolist()))
+        parts.append(Points(keys, None, columns.drawn(chance, count)))
+        for name, column in parts[-1].vectors.items():
+            for key, row in zip(keys.tolist(), columns.plain(name, column), strict=True):
+                rows.setdefault(key, {})[name] = row
+
+    def check(points: Points, keys: list[bytes]) -> None:
+        assert points.keys.tolist() == keys
+        assert points.vectors.keys() == set(columns.CONFIG.names)
+        for name, column in points.vectors.items():
+            assert columns.plain(name, column) == [rows[key][name] for key in keys]
+
+    check(merge.concatenate_points(parts), list(rows))
+    check(merge.merge_ascending(parts, 8), sorted(rows)[:8])
+    shuffled = chance.permutation(list(rows))
+    check(merge.in_order_of(merge.concatenate_points(parts), shuffled), shuffled.tolist())
+    scores = {key: np.float32(score) for key, score in zip(rows, chance.random(12), strict=True)}
+    hits = [
+        Hits(
+            np.array([len(part.keys) // 2, len(part.keys) - len(part.keys) // 2]),
+            np.array([scores[key] for key in part.keys.tolist()], np.float32),
+            part,
+        )
+        for part in parts
+    ]
+    merged = merge.merge_hits(hits, 5, higher_is_nearer=True)
+    first, second = merge.split_hits(merged, [1, 1])
+    for number, found in enumerate((first, second)):
+        own = [
+            key
+            for part in parts
+            for key in np.array_split(part.keys, [len(part.keys) // 2])[number].tolist()
+        ]
+        best = sorted(own, key=scores.__getitem__, reverse=True)[:5]
+        check(found.points, best)
+    stacked = merge.stack_hits([first, second])
+    check(stacked.points, merged.points.keys.tolist())
+
+
 # What a server refuses
 
 
@@ -319,6 +402,7 @@ def write_request(operation: pb.Operation | None = None) -> pb.WriteRequest:
 TARGET = pb.Target(collection_id=COLLECTION, shards=[0])
 KEYS = encode_ids([1, 2]).tobytes()
 ROWS = random_vectors(2).tobytes()
+LENGTHS = np.array([0, 2, 0], "<u4").tobytes()
 
 
 def column(values: bytes = ROWS, dimension: int = DIMENSION, **others: Any) -> pb.Column:
@@ -333,8 +417,8 @@ def bad_upsert(**fields: Any) -> tuple[str, pb.WriteRequest]:
 @pytest.mark.parametrize(
     ("request_of", "message"),
     [
-        (("Search", search_request(queries=column(b"123"))), "vectors '': buffer size must be"),
-        (("Search", search_request(queries=column(b"1234"))), "vectors '': cannot reshape"),
+        (("Search", search_request(queries=column(b"123"))), "vectors '': expected whole ones"),
+        (("Search", search_request(queries=column(b"1234"))), "vectors '': expected whole ones"),
         (
             ("Search", search_request(queries=column(dimension=4))),
             "vectors '': expected 8, got (4,)",
@@ -360,7 +444,39 @@ def bad_upsert(**fields: Any) -> tuple[str, pb.WriteRequest]:
         (bad_upsert(keys=KEYS[:18] * 2), "upsert.keys: expected distinct"),
         (bad_upsert(vectors=[column(ROWS[:-1])]), "vectors '': buffer size must be"),
         (bad_upsert(vectors=[column(ROWS[:32])]), "vectors '': expected those of 2 points, got 1"),
+        (bad_upsert(vectors=[column(lengths=LENGTHS[:4])]), "vectors '': lengths add up to 0"),
+        (
+            bad_upsert(vectors=[column(lengths=LENGTHS)]),
+            "'': expected those of 2 points, got 3",
+        ),
+        (bad_upsert(vectors=[column(name="text")]), "Not existing vector name error: text"),
+        (
+            bad_upsert(vectors=[column(dimension=4)]),
+            "vectors '': expected those of 2 points, got 4",
+        ),
+        (bad_upsert(vectors=[column(dimension=0)]), "vectors '': lengths add up to 0, not to 16"),
+        (
+            bad_upsert(vectors=[column(b"", 0, lengths=b"\0" * 8)]),
+            f"vectors '': expected {DIMENSION}, got ()",
+        ),
         (bad_upsert(payloads=[b""]), "upsert.payloads: expected one a key, 2 in all, got 1"),
+        (
+            ("Frequencies", pb.FrequenciesRequest(target=TARGET, indices=b"12345")),
+            "indices: expected a multiple of 4 bytes, got 5",
+        ),
+        (
+            ("Frequencies", pb.FrequenciesRequest(target=TARGET, name="text")),
+            "Not existing vector name error: text",
+        ),
+        (
+            ("Search", search_request(queries=column(lengths=LENGTHS))),
+            "vectors '': expected one a point",
+        ),
+        (
+            ("Search", search_request(queries=column(ROWS[:32], lengths=b"\0\0\0\0\1\0\0\0"))),
+            "queries: expected a vector each",
+        ),
+        (("Search", search_request(with_vectors=["text"])), "Not existing vector name error: text"),
     ],
 )
 async def test_malformed_request_is_refused_whole(
@@ -735,6 +851,66 @@ async def test_reading_points_back(server: ShardServer, client: ShardClient) -> 
     ordered = merge.in_order_of(found, encode_ids([5, 0]))
     assert ordered.payloads == [b"", b'{"a": 1}']
     assert np.array_equal(ordered.vectors[UNNAMED].values, vectors[[5, 0]])
+
+
+async def test_vectors_of_all_kinds_are_searched_and_read(
+    server: ShardServer, client: ShardClient
+) -> None:
+    config = columns.config_of(Distance.DOT)
+    await serve(server, 0, 1, config=config)
+    vectors = columns.drawn(np.random.default_rng(1), 60, config)
+    rows = {name: columns.plain(name, column, config) for name, column in vectors.items()}
+    for number in range(2):
+        own = np.arange(number, 60, 2)
+        taken = {name: column.take(own) for name, column in vectors.items()}
+        some = Upsert(encode_ids(own.tolist()), taken, [b'{"n":%d}' % row for row in own])
+        await client.write(COLLECTION, {number: [some]}, wait=True, timeout=10)
+
+    filter = msgspec.convert({"must": {"key": "n", "range": {"lt": 40}}}, Filter).check("filter")
+    for name in config.names:
+        # More than one block of the server's.
+        column = columns.drawn(np.random.default_rng(2), 90, config)[name]
+        queries = [row for row in columns.plain(name, column, config) if row]
+        params = SearchParams(limit=6, using=name, filter=filter, with_vectors=(name,))
+        hits = await client.search(
+            COLLECTION, [0, 1], columns.column(name, queries, config), params, timeout=30
+        )
+        found = decode_ids(hits.points.keys)
+        read = columns.plain(name, hits.points.vectors[name], config)
+        assert read == [rows[name][int(point_id)] for point_id in found]
+        ends = np.cumsum(hits.lengths).tolist()
+        stored = dict(enumerate(rows[name][:40]))
+        for query, first, end in zip(queries, [0, *ends], ends, strict=False):
+            columns.check_nearest(
+                config, name, query, stored, 6, found[first:end], hits.scores[first:end]
+            )
+
+    indices = np.arange(14, dtype=np.uint32)
+    for counted, most in ((b"", 60), (filter, 40)):
+        told = await client.frequencies(
+            COLLECTION, [0, 1], columns.WORDS, indices, counted, timeout=10
+        )
+        words = [row for row in rows[columns.WORDS][:most] if row is not None]
+        assert told.points == len(words)
+        assert told.counts.tolist() == [sum(index in row for row in words) for index in indices]
+
+    page = await client.scroll(
+        COLLECTION, [0, 1], b"", 50, with_payload=False, with_vectors=config.names, timeout=10
+    )
+    chosen = await client.retrieve(
+        COLLECTION,
+        [0, 1],
+        encode_ids([50, 3, 4]),
+        with_payload=False,
+        with_vectors=[columns.WORDS, columns.SOME],
+        timeout=10,
+    )
+    assert chosen.vectors.keys() == {columns.WORDS, columns.SOME}
+    for points in (page, chosen):
+        for name, column in points.vectors.items():
+            ids = decode_ids(points.keys)
+            expected = [rows[name][int(point_id)] for point_id in ids]
+            assert columns.plain(name, column, config) == expected
 
 
 # Hosting

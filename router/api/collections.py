@@ -53,7 +53,6 @@ _OPTIMIZERS = {
     "default_segment_number": 0,
     "max_segment_size": None,
     "memmap_threshold": None,
-    "indexing_threshold": None,
     "flush_interval_sec": 5,
     "max_optimization_threads": None,
 }
@@ -171,8 +170,11 @@ def _flat_rows(kilobytes: int, config: ShardConfig) -> int:
     """Rows that fit in Qdrant's ``indexing_threshold``, which is in kilobytes of vectors."""
     if kilobytes == 0:
         return _NEVER
-    dimension = max([one.dimension for one in config.vectors.values()], default=1)
-    return min(max(kilobytes * 1024 // (4 * dimension), _LEAST_INDEXED_ROWS), _NEVER)
+    return min(max(kilobytes * 1024 // _row_bytes(config), _LEAST_INDEXED_ROWS), _NEVER)
+
+
+def _row_bytes(config: ShardConfig) -> int:
+    return 4 * max([one.dimension for one in config.vectors.values()], default=1)
 
 
 def check_name(name: str, field: str = "collection_name") -> None:
@@ -187,8 +189,11 @@ def check_name(name: str, field: str = "collection_name") -> None:
 @routes.get("", responses=wire.answers(wire.Collections), summary="List collections")
 async def list_collections(request: Request) -> Response:
     """Names of all collections."""
-    collections = (await Context.of(request).directory.refresh()).collections.values()
-    names = sorted(collection.name for collection in collections if not collection.hidden)
+    context = Context.of(request)
+    collections = (await context.directory.refresh()).collections.values()
+    names = sorted(
+        one.name for one in collections if not one.hidden and context.access.sees(one.name)
+    )
     return answer(request, {"collections": [{"name": name} for name in names]})
 
 
@@ -357,10 +362,14 @@ def _config(collection: Collection) -> dict[str, Any]:
     }
     if collection.config.sparse:
         optional["sparse_vectors"] = settings.get("sparse_vectors", {})
+    # Clients set it to zero for a while, and then to what it was.
+    threshold = -(-collection.config.flat_threshold * _row_bytes(collection.config) // 1024)
     config = {
         "params": params | optional,
         "hnsw_config": _HNSW | settings.get("hnsw_config", {}),
-        "optimizer_config": _OPTIMIZERS | settings.get("optimizers_config", {}),
+        "optimizer_config": _OPTIMIZERS
+        | {"indexing_threshold": threshold}
+        | settings.get("optimizers_config", {}),
         "wal_config": _WAL | settings.get("wal_config", {}),
         "quantization_config": settings.get("quantization_config"),
     }

@@ -1,7 +1,7 @@
 """Payload indexes, as Qdrant's clients declare them.
 
 Filters need none (`shard.matching`): what is declared is checked, kept, and told in the
-collection's info.
+collection's info. Only how texts match follows from it (`router.payload_schema`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from cluster.catalog import Collection
 from router.api import wire
 from router.api.exchange import Context, Writing, answer, read_body
 from router.errors import Malformed
+from router.payload_schema import SCHEMA, text_index
 from shard import json_path
 from shard.errors import InvalidInput
-from shard.filter import Condition, Filter, PayloadField
+from shard.filter import Condition, Filter, PayloadField, TextIndex
+from shard.text import StopwordsSet
 
 routes = APIRouter(prefix="/collections/{name}/index", tags=["Indexes"])
 
 MAX_INDEXES = 256
-SCHEMA = "payload_schema"
-"""Among a collection's settings."""
+MAX_STOPWORDS = 16_384
+"""Characters of those that are not a language's: they travel with filters."""
 
 _create = wire.Decoder(wire.CreateFieldIndex)
 _UPDATED = {"operation_id": 0, "status": "completed"}
@@ -46,8 +48,8 @@ async def create(request: Request, name: str, options: Writing) -> Response:
     if schema is None:
         raise Malformed("field_schema: expected a type, such as `keyword`")
     params = None if isinstance(schema, str) else msgspec.to_builtins(schema)
-    if isinstance(schema, wire.FieldIndexParams):
-        _check_text(schema)
+    if isinstance(params, dict):
+        _check_text(params)
     declared = {"data_type": schema if isinstance(schema, str) else schema.type, "params": params}
 
     def add(collection: Collection) -> Collection:
@@ -95,9 +97,17 @@ def _with_schema(collection: Collection, fields: dict[str, Any]) -> Collection:
     return msgspec.structs.replace(collection, settings=collection.settings | {SCHEMA: fields})
 
 
-def _check_text(schema: wire.FieldIndexParams) -> None:
-    """Raises InvalidInput for settings that would let other texts match than those that do."""
-    for name, expected in (("tokenizer", "word"), ("lowercase", True)):
-        given = getattr(schema, name)
-        if given not in (None, expected):
-            raise InvalidInput(f"field_schema.{name}: {given!r} is not supported yet")
+def _check_text(params: dict[str, Any]) -> None:
+    """Raises InvalidInput for what an index of texts cannot have, and what no other one can."""
+    if params["type"] != "text":
+        for name in TextIndex.__struct_fields__:
+            if name in params:
+                raise InvalidInput(f"field_schema.{name}: expected only with the type `text`")
+        return
+    index = text_index(params)
+    index.check("field_schema")
+    custom = index.stopwords.custom if isinstance(index.stopwords, StopwordsSet) else None
+    if sum(map(len, custom or ())) > MAX_STOPWORDS:
+        raise InvalidInput(
+            f"field_schema.stopwords.custom: expected at most {MAX_STOPWORDS} characters"
+        )

@@ -55,15 +55,22 @@ def wanted_vectors(asked: wire.WithVector | None, config: ShardConfig) -> tuple[
 
 def check_vector_bytes(points: int, names: Sequence[str], config: ShardConfig) -> None:
     """Raises OutOfRange where so many points with these vectors are too much for one answer."""
-    if not names:
-        return
-    dimension = sum(config.vectors[name].dimension for name in names if name in config.vectors)
-    most = MAX_VECTOR_BYTES // (4 * max(1, dimension))
+    most = _most_points(names, config)
     if points > most:
+        dimension = _dimension(names, config)
         raise OutOfRange(
             f"with_vector: expected at most {most} points of dimension {dimension} "
             f"in one answer, got {points}"
         )
+
+
+def _most_points(names: Sequence[str], config: ShardConfig) -> int:
+    """How many points with these vectors one answer may have."""
+    return MAX_VECTOR_BYTES // (4 * max(1, _dimension(names, config)))
+
+
+def _dimension(names: Sequence[str], config: ShardConfig) -> int:
+    return sum(config.vectors[name].dimension for name in names if name in config.vectors)
 
 
 async def read_points(
@@ -168,16 +175,19 @@ async def scroll(
         if order:
             return await read_in_order(collection)
         names = wanted_vectors(body.with_vector, collection.config)
-        check_vector_bytes(limit, names, collection.config)
+        # Clients ask for pages of more points than there are.
+        most = min(limit, _most_points(names, collection.config))
         points = await context.fanout.scroll(
             collection,
             start,
-            limit + 1,
+            most + 1,
             with_payload=selector.wanted,
             with_vectors=names,
             filter=filter,
             timeout=timeout or context.timeout,
         )
+        if len(points.keys) > most:
+            check_vector_bytes(limit, names, collection.config)
         following = decode_ids(points.keys[limit : limit + 1])
         page = take_points(points, np.arange(min(limit, len(points.keys))))
         return {

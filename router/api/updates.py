@@ -43,15 +43,14 @@ def _upserts(body: wire.Upsert) -> Write:
     keys, vectors, payloads = _columns(body)
     edit = None
     if body.update_filter is not None or body.update_mode not in (None, "upsert"):
-        edit = Edit(
-            action="upsert", mode=body.update_mode or "upsert", condition=body.update_filter
-        ).check()
+        edit = Edit(action="upsert", mode=body.update_mode or "upsert").check()
+    filter = body.update_filter.check("update_filter") if body.update_filter else b""
 
     async def write(context: Context, collection: Collection, wait: bool, timeout: float) -> int:
         points = Upsert(keys, parse_vectors(vectors, collection.config), payloads)
         if edit is not None:
             return await context.fanout.edit(
-                collection, edit, points, b"", wait=wait, timeout=timeout
+                collection, edit, points, filter, wait=wait, timeout=timeout
             )
         return await context.fanout.write(collection, [points], wait=wait, timeout=timeout)
 
@@ -98,13 +97,14 @@ def _updates_vectors(body: wire.UpdateVectors) -> Write:
             raise InvalidInput("points: expected a `vector` in each")
         merged[key] = merged.get(key, {}) | given
     distinct = np.array(list(merged), keys.dtype)
-    edit = Edit(action="update_vectors", condition=body.update_filter).check()
+    edit = Edit(action="update_vectors").check()
+    filter = body.update_filter.check("update_filter") if body.update_filter else b""
 
     async def write(context: Context, collection: Collection, wait: bool, timeout: float) -> int:
         vectors = parse_vectors(list(merged.values()), collection.config)
         points = Upsert(distinct, vectors, [b""] * len(distinct))
         sequence = await context.fanout.edit(
-            collection, edit, points, b"", wait=wait, timeout=timeout
+            collection, edit, points, filter, wait=wait, timeout=timeout
         )
         await _check_there(context, collection, distinct, timeout)
         return sequence

@@ -23,6 +23,7 @@ from router.query.formula import Operand
 from shard.filter import Filter
 from shard.model import MAX_DIMENSION, Distance, ShardInfo
 from shard.ordering import OrderBy
+from shard.text import NoStemmer, Snowball, StopwordsSet
 
 T = TypeVar("T")
 
@@ -245,7 +246,8 @@ FieldType = Literal["keyword", "integer", "float", "geo", "text", "bool", "datet
 
 
 class FieldIndexParams(Settings):
-    """Of an index of that type. Those for speed are kept and shown."""
+    """Of an index of that type. Those of texts say how they match; the rest is for speed, kept and
+    shown."""
 
     type: FieldType
     lookup: bool | None = None
@@ -255,9 +257,17 @@ class FieldIndexParams(Settings):
     on_disk: bool | None = None
     memory: Memory | None = None
     enable_hnsw: bool | None = None
-    tokenizer: Literal["prefix", "whitespace", "word", "multilingual"] | None = None
+    prefix: bool | None = None
+    tokenizer: Literal["prefix", "whitespace", "word", "multilingual", "code"] | None = None
+    min_token_len: Count | None = None
+    max_token_len: Count | None = None
     lowercase: bool | None = None
+    ascii_folding: bool | None = None
     phrase_matching: bool | None = None
+    stopwords: str | StopwordsSet | None = None
+    stemmer: Snowball | NoStemmer | None = None
+    scoring: Literal[False] | None = None
+    nested: None = None
 
 
 class CreateFieldIndex(Body):

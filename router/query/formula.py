@@ -29,6 +29,7 @@ from shard.filter import (
     GeoPoint,
     Matcher,
     Struct,
+    TextIndex,
     parse_time,
 )
 from shard.model import Keys, Mask, Rows, Scores, decode_id
@@ -106,8 +107,15 @@ class Formula:
     vector_names: set[str]
     """Of the vectors that its conditions ask points for."""
 
-    def __init__(self, formula: Operand, defaults: dict[str, Any] | None, field: str) -> None:
-        """``defaults`` are for what points lack, by variables as in the formula.
+    def __init__(
+        self,
+        formula: Operand,
+        defaults: dict[str, Any] | None,
+        field: str,
+        text_indexes: Mapping[str, TextIndex] | None = None,
+    ) -> None:
+        """``defaults`` are for what points lack, by variables as in the formula; ``text_indexes``
+        for its conditions, by paths of fields.
 
         Raises InvalidInput, naming what is wrong below ``field``, where the two are ``formula`` and
         ``defaults``.
@@ -115,6 +123,7 @@ class Formula:
         self.fields = set()
         self.vector_names = set()
         self._field = f"{field}.formula"
+        self._text_indexes = text_indexes
         self._count = 0
         self._scores: dict[int, float] = {}
         self._payload: dict[tuple[str | int | None, ...], Any] = {}
@@ -211,7 +220,7 @@ class Formula:
             raise InvalidInput(f"{self._field}: expected at most {MAX_EXPRESSIONS} expressions")
 
     def _condition(self, condition: Condition, field: str) -> _Evaluation:
-        matcher = Matcher(condition, field)
+        matcher = Matcher(condition, field, self._text_indexes)
         self._count_in(matcher.conditions - 1)
         self.vector_names |= matcher.vector_names
         for path in _paths(msgspec.to_builtins(condition)):

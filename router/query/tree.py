@@ -21,11 +21,13 @@ from router.api import wire
 from router.api.convert import parse_id, parse_query
 from router.api.exchange import Context
 from router.directory import PointNotFound
+from router.payload_schema import text_indexes
 from router.query import mmr
 from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
 from router.query.idf import weighted
 from router.query.recommend import average
+from router.security.access import Access, Level
 from shard.errors import InvalidInput, NotFound
 from shard.filter import Filter
 from shard.index.examples import Examples, Scoring
@@ -109,7 +111,6 @@ class Node:
     threshold: float | None
     limit: int
     lookup: wire.LookupLocation | None
-    formula: Formula | None
     order_by: bytes
     prefetch: tuple[Node, ...]
 
@@ -131,9 +132,8 @@ class Node:
         query = parse_kind(body.query, f"{field}query")
         if isinstance(query, _ON_PREFETCHES) and not prefetch:
             raise InvalidInput(f"{field}query: expected a `prefetch` to work on")
-        formula = None
         if isinstance(query, wire.Rescore):
-            formula = Formula(query.formula, query.defaults, f"{field}query")
+            Formula(query.formula, query.defaults, f"{field}query")  # What is none is told now.
         order_by = b""
         if isinstance(query, wire.Ordered):
             asked = query.order_by
@@ -150,13 +150,17 @@ class Node:
             threshold=body.score_threshold,
             limit=limit,
             lookup=body.lookup_from,
-            formula=formula,
             order_by=order_by,
             prefetch=prefetch,
         )
         if not depth and sum(1 for _ in node.walk()) > MAX_NODES:
             raise InvalidInput(f"prefetch: expected at most {MAX_NODES} queries in all")
         return node
+
+    def check_access(self, access: Access) -> None:
+        """Raises Forbidden for a collection to look up in that is not allowed."""
+        if self.lookup is not None:
+            access.check(self.lookup.collection, Level.READ)
 
     def walk(self) -> Iterator[Node]:
         yield self
@@ -233,6 +237,7 @@ class Answering:
         return found
 
     def _check(self, node: Node) -> None:
+        node.check_access(self._context.access)
         if node.inputs and node.using not in self._config.names:
             raise InvalidInput(f"Not existing vector name error: {node.using}")
 
@@ -277,14 +282,17 @@ class Answering:
         return node.lookup.collection, node.lookup.vector or node.using
 
     def _vectors(self, node: Node, inputs: Sequence[wire.VectorInput]) -> VectorColumn:
-        """A row for each of the inputs."""
+        """A row for each of the inputs. Raises InvalidInput where one is of another form."""
         if not inputs:
             return self._config.empty(node.using)
         rows = []
         for one in inputs:
             if isinstance(one, int | str):
                 key = encode_id(parse_id(one, f"{node.field}query"))
-                rows.append(self._stored[*self._place(node), key])
+                row = self._stored[*self._place(node), key]
+                if node.lookup is not None:  # In a collection whose vectors may be any.
+                    row = self._config.prepare({node.using: row}, 1)[node.using]
+                rows.append(row)
             else:
                 rows.append(parse_query(one, node.using, self._config))
         return VectorColumn.concatenate(rows)
@@ -315,8 +323,10 @@ class Answering:
                 keys, scores = reciprocal_rank(rankings)
             case wire.Rrf(rrf=rrf):
                 keys, scores = reciprocal_rank(rankings, rrf.k or RRF_K, rrf.weights)
-            case wire.Rescore():
-                keys, scores = await self._rescored(node, rankings)
+            case wire.Rescore() as query:
+                indexes = text_indexes(self._collection)
+                formula = Formula(query.formula, query.defaults, f"{node.field}query", indexes)
+                keys, scores = await self._rescored(formula, rankings)
             case _:
                 among = np.unique(np.concatenate([keys for keys, _ in rankings]))
                 if not len(among):
@@ -327,9 +337,7 @@ class Answering:
             keys, scores = keys[kept], scores[kept]
         return Found(Points(keys[: node.limit]), scores[: node.limit])
 
-    async def _rescored(self, node: Node, rankings: list[Ranking]) -> Ranking:
-        formula = node.formula
-        assert formula is not None
+    async def _rescored(self, formula: Formula, rankings: list[Ranking]) -> Ranking:
         keys = np.unique(np.concatenate([keys for keys, _ in rankings]))
         payloads = [b""] * len(keys)
         has: dict[str, Mask] = {}

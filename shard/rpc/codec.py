@@ -82,7 +82,10 @@ def decode_column(column: pb.Column, rows: int | None = None) -> VectorColumn:
     if rows is None and column.dimension and not column.lengths:
         row_bytes = column.dimension * _FLOAT.itemsize
         if len(column.values) % row_bytes:
-            raise InvalidInput(f"vectors {column.name!r}: {len(column.values)} bytes")
+            raise InvalidInput(
+                f"vectors {column.name!r}: expected whole ones of {column.dimension} float32, "
+                f"got {len(column.values)} bytes"
+            )
         return VectorColumn(np.frombuffer(column.values, _FLOAT).reshape(-1, column.dimension))
     packed = Packed(
         column.dimension,
@@ -130,12 +133,13 @@ def decode_operations(operations: Iterable[pb.Operation]) -> list[Operation]:
 
 def encode_edit(edit: bytes, chosen: Keys | Upsert | None, filter: bytes) -> pb.Operation:
     """For points with these keys, or as they are given; None: for those that ``filter`` lets
-    through."""
+    through. Of given points that exist, it is for these only as well."""
+    encoded = pb.Edit(edit=edit, filter=filter)
     if isinstance(chosen, Upsert):
-        return pb.Operation(edit=pb.Edit(edit=edit, given=_encode_upsert(chosen)))
-    if chosen is None:
-        return pb.Operation(edit=pb.Edit(edit=edit, filter=filter))
-    return pb.Operation(edit=pb.Edit(edit=edit, keys=encode_keys(chosen)))
+        encoded.given.CopyFrom(_encode_upsert(chosen))
+    elif chosen is not None:
+        encoded.keys = encode_keys(chosen)
+    return pb.Operation(edit=encoded)
 
 
 def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | Upsert | None, bytes]:
@@ -145,13 +149,14 @@ def decode_edit(edit: pb.Edit) -> tuple[Edit, Keys | Upsert | None, bytes]:
     given = decoded.action in ("upsert", "update_vectors")
     if given != (which == "given"):
         raise InvalidInput(f"edit: {decoded.action} is not for {which}")
-    if which == "given":
-        return decoded, _decode_upsert(edit.given), b""
-    if which == "keys":
-        return decoded, decode_keys(edit.keys, "edit.keys"), b""
     if edit.filter:
         matcher(edit.filter)  # What is no filter is told now.
-    return decoded, None, edit.filter
+    chosen: Keys | Upsert | None = None
+    if which == "given":
+        chosen = _decode_upsert(edit.given)
+    elif which == "keys":
+        chosen = decode_keys(edit.keys, "edit.keys")
+    return decoded, chosen, edit.filter
 
 
 def _encode_upsert(upsert: Upsert) -> pb.Upsert:

@@ -71,16 +71,16 @@ class Delete(_message.Message):
     def __init__(self, keys: _Optional[bytes] = ...) -> None: ...
 
 class Edit(_message.Message):
-    __slots__ = ("edit", "keys", "filter", "given")
+    __slots__ = ("edit", "filter", "keys", "given")
     EDIT_FIELD_NUMBER: _ClassVar[int]
-    KEYS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     GIVEN_FIELD_NUMBER: _ClassVar[int]
     edit: bytes
-    keys: bytes
     filter: bytes
+    keys: bytes
     given: Upsert
-    def __init__(self, edit: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., filter: _Optional[bytes] = ..., given: _Optional[_Union[Upsert, _Mapping]] = ...) -> None: ...
+    def __init__(self, edit: _Optional[bytes] = ..., filter: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., given: _Optional[_Union[Upsert, _Mapping]] = ...) -> None: ...
 
 class Operation(_message.Message):
     __slots__ = ("upsert", "delete", "edit")
