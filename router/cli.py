@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import click
@@ -209,10 +207,7 @@ def supervise_command(
         host=host,
         grpc_port=grpc_port,
     )
-    stopping = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    _run(lambda: keep_supervisor(settings, stopping))
+    _run(lambda: keep_supervisor(settings))
 
 
 @main.command("ingest", context_settings={"auto_envvar_prefix": "SHOAL"})
