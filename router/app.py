@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,10 +31,12 @@ from router.api import (
     updates,
     wire,
 )
-from router.api.exchange import Clock, Context
+from router.api.exchange import Context
 from router.directory import Directory
 from router.fanout import Fanout
 from router.hot_path import HotPath
+from router.metrics import RouterMetrics
+from router.observing import Observation, Observer
 from shard.objects import ObjectStore
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -48,6 +51,7 @@ def create_app(
     default_shards: int,
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout: float = REQUEST_SECONDS,
+    observation: Observation | None = None,
 ) -> ASGIApp:
     """The application that answers Qdrant's clients.
 
@@ -56,10 +60,16 @@ def create_app(
     application shuts down.
     """
 
+    observation = observation or Observation()
+    directory = Directory(Catalog(store))
+    shared = None if observation.shared is None else Path(observation.shared)
+    metrics = RouterMetrics(directory, fanout, observation.router, shared)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            yield
+            async with metrics.published():
+                yield
         finally:
             await fanout.close()
 
@@ -74,8 +84,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.context = Context(
-        directory=Directory(Catalog(store)),
+        directory=directory,
         fanout=fanout,
+        metrics=metrics,
         ingests=ingest_jobs(store),
         exports=export_jobs(store),
         snapshots=Snapshots(store, data),
@@ -100,7 +111,9 @@ def create_app(
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)
-    return Clock(HotPath(app, search.HOT))
+    return Observer(
+        HotPath(app, search.HOT), metrics.requests, directory, observation.slow_query_ms
+    )
 
 
 def _describe_bodies(app: FastAPI) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shard.errors import ShoalError
+
+if TYPE_CHECKING:
+    from cluster.logs import LogFormat
 
 # gRPC's own log. What went wrong, Shoal says. gRPC reads this when it is imported, which is why
 # the commands import what they need themselves.
@@ -57,6 +60,19 @@ def main() -> None:
     default="warning",
     help="Logs go to stderr.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Lines of text, or JSON objects, one a line.",
+)
+@click.option(
+    "--slow-query-ms",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Requests that take so long are logged, with where their time went; 0: none.",
+)
 def serve_command(
     data: str,
     host: str,
@@ -68,8 +84,11 @@ def serve_command(
     scratch: str | None,
     ray_address: str | None,
     log_level: str,
+    log_format: LogFormat,
+    slow_query_ms: int,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
+    from router.observing import Observation
     from router.serve import ServeSettings, serve
 
     settings = ServeSettings(
@@ -83,6 +102,8 @@ def serve_command(
         scratch=scratch,
         ray_address=ray_address,
         log_level=log_level,
+        log_format=log_format,
+        observation=Observation(slow_query_ms=slow_query_ms),
     )
     try:
         serve(settings, lambda url: click.echo(f"Shoal is ready at {url}"))

@@ -16,6 +16,7 @@ from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
 from router.grpc import server as grpc_server
+from router.observing import Observation
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.scheduling import ask_for_short_slices
@@ -32,6 +33,7 @@ async def routing(
     listening: socket.socket,
     grpc_address: tuple[str, int],
     default_shards: int,
+    observation: Observation,
 ) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]  # not in the stubs
     """Answers what comes to ``listening`` and, by gRPC, to host and port of ``grpc_address``, both
     of which other processes may share, and drains at the end.
@@ -39,7 +41,9 @@ async def routing(
     ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
     none. What it yields tells probes by gRPC whether this router is well, which is not said yet.
     """
-    app = create_app(store, data, Fanout(watcher), default_shards=default_shards)
+    app = create_app(
+        store, data, Fanout(watcher), default_shards=default_shards, observation=observation
+    )
     server = _HttpServer(
         uvicorn.Config(
             app,

@@ -16,9 +16,11 @@ import msgspec
 import uvloop
 from grpc_health.v1 import health_pb2
 
+from cluster.logs import LogFormat
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.http import routing
+from router.observing import Observation
 from shard.errors import ShoalError
 from shard.objects import open_object_store
 
@@ -33,11 +35,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     grpc_port: int
     log_level: str
+    log_format: LogFormat
+    observation: Observation
 
 
 def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=WorkerSettings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:
         uvloop.run(_route(settings))
     except (ShoalError, OSError) as error:
@@ -60,6 +64,7 @@ async def _route(settings: WorkerSettings) -> None:
             listening,
             (settings.host, settings.grpc_port),
             settings.shards,
+            settings.observation,
         ) as wellness,
     ):
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
