@@ -67,7 +67,7 @@ def test_requests_are_counted_by_what_they_ask(shoal: ShoalInProcess, http: http
     http.post("/collections/songs/points/query?timeout=5", json=QUERY).raise_for_status()
     http.post("/collections/songs/points/query", json={"query": [1]})
     http.post("/collections/songs/points/scroll", json={"limit": 1})
-    grpc = QdrantClient(url=shoal.url, grpc_port=shoal.grpc_port, prefer_grpc=True)
+    grpc = QdrantClient(url=shoal.url, grpc_port=shoal.grpc_port, prefer_grpc=True, timeout=30)
     grpc.query_points("songs", [0.0, 0.0, 0.0, 1.0])
     grpc.close()
 
