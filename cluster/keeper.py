@@ -8,6 +8,7 @@ answer any more it ends, for what runs it to start it again.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,17 +54,21 @@ class KeeperSettings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int
 
 
-def keep_supervisor(settings: KeeperSettings, stopping: Event) -> None:
-    """Keep the supervisor until ``stopping``; it and its shard servers go on after that.
+def keep_supervisor(settings: KeeperSettings) -> None:
+    """Keep the supervisor until SIGINT or SIGTERM; it and its shard servers go on after that.
 
     Raises Superseded where another cluster serves the object store, InvalidInput, Unavailable, and
     OSError, of which ConnectionError when Ray cannot be reached.
     """
     configure_logging(settings.cluster.log_level)
+    stopping = Event()
+    _stop_on_signals(stopping)
     with _health(settings.host, settings.grpc_port) as wellness:
         wellness.set("", _SERVING)
         wellness.set(SERVICE, _NOT_SERVING)
         _connect(settings.cluster, stopping)
+        # Ray has set handlers of its own.
+        _stop_on_signals(stopping)
         try:
             while not stopping.is_set():
                 start_supervisor(settings.cluster, lambda: _claim(settings))
@@ -76,6 +81,11 @@ def keep_supervisor(settings: KeeperSettings, stopping: Event) -> None:
                 stopping.wait(LOOK_SECONDS)
         finally:
             ray.shutdown()
+
+
+def _stop_on_signals(stopping: Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
 
 
 def _connect(settings: ClusterSettings, stopping: Event) -> None:

@@ -77,6 +77,7 @@ class ShardServerActor:
             host=host,
             port=self._settings.shard_port,
             search_threads=self._settings.search_threads,
+            tls=self._settings.tls,
         )
         self._address = f"{host}:{server.start()}"
         logger.info("%s listens on %s", self._name, self._address)

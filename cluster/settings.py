@@ -42,6 +42,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Ray's resource of which each shard server takes one unit; None: any node is good for any."""
     shard_port: int = 0
     """Where each shard server listens, alone on its node then; 0: any free port."""
+    tls: str | None = None
+    """On each machine, a directory of `shard.rpc.tls`; None: shard servers answer whoever reaches
+    them."""
     log_level: str = "info"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, Collection
 from cluster.export.jobs import export_jobs
 from cluster.ingest.jobs import ingest_jobs
 from cluster.snapshots import Snapshots
@@ -34,6 +34,10 @@ from router.api.exchange import Clock, Context
 from router.directory import Directory
 from router.fanout import Fanout
 from router.hot_path import HotPath
+from router.security.authentication import Authenticator, ValueExists
+from router.security.gate import Gate
+from router.security.locations import Locations
+from router.security.settings import OPEN, Security
 from shard.objects import ObjectStore
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -48,12 +52,13 @@ def create_app(
     default_shards: int,
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout: float = REQUEST_SECONDS,
+    security: Security = OPEN,
 ) -> ASGIApp:
     """The application that answers Qdrant's clients.
 
     ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
-    none, ``timeout`` the seconds given to a request that names none. ``fanout`` is closed when the
-    application shuts down.
+    none, ``timeout`` the seconds given to a request that names none, ``security`` who may ask what.
+    ``fanout`` is closed when the application shuts down.
     """
 
     @asynccontextmanager
@@ -73,7 +78,7 @@ def create_app(
         docs_url="/docs",
         redoc_url=None,
     )
-    app.state.context = Context(
+    app.state.context = context = Context(
         directory=Directory(Catalog(store)),
         fanout=fanout,
         ingests=ingest_jobs(store),
@@ -82,6 +87,7 @@ def create_app(
         default_shards=default_shards,
         max_body_bytes=max_body_bytes,
         timeout=timeout,
+        locations=Locations(security.locations),
     )
     for resource in (
         service,
@@ -100,7 +106,16 @@ def create_app(
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)
-    return Clock(HotPath(app, search.HOT))
+
+    async def holds(claim: ValueExists) -> bool:
+        encoded = claim.filter().check("value_exists")
+
+        async def count(collection: Collection) -> int:
+            return await context.fanout.count(collection, filter=encoded, timeout=timeout)
+
+        return await context.directory.act(claim.collection, count) > 0
+
+    return Clock(Gate(HotPath(app, search.HOT), security, Authenticator(security, holds)))
 
 
 def _describe_bodies(app: FastAPI) -> None:

@@ -34,14 +34,20 @@ class Child(NamedTuple):
 
 @asynccontextmanager
 async def kept_running(
-    module: str, settings: msgspec.Struct, *, stop_seconds: float, pass_fds: Sequence[int] = ()
+    module: str,
+    settings: msgspec.Struct,
+    *,
+    stop_seconds: float,
+    pass_fds: Sequence[int] = (),
+    secrets: msgspec.Struct | None = None,
 ) -> AsyncIterator[Child]:
     """Runs ``python -m module SETTINGS``, and starts it again should it end.
 
-    It is killed when it has not stopped ``stop_seconds`` after it was told to.
+    ``secrets`` are the first line of its standard input: everybody may read its command line. It is
+    killed when it has not stopped ``stop_seconds`` after it was told to.
     """
     started = asyncio.Event()
-    running = asyncio.create_task(_keep(module, settings, stop_seconds, pass_fds, started))
+    running = asyncio.create_task(_keep(module, settings, stop_seconds, pass_fds, secrets, started))
     try:
         yield Child(started, running)
     finally:
@@ -57,6 +63,7 @@ async def _keep(
     settings: msgspec.Struct,
     stop_seconds: float,
     pass_fds: Sequence[int],
+    secrets: msgspec.Struct | None,
     started: asyncio.Event,
 ) -> None:
     first, longest = RESTART_SECONDS
@@ -64,6 +71,9 @@ async def _keep(
     while True:
         try:
             process = await _start(module, settings, pass_fds)
+            if secrets is not None:
+                assert process.stdin is not None
+                process.stdin.write(msgspec.json.encode(secrets) + b"\n")
         except OSError as error:
             ended = f"cannot be started: {error}"
         else:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import click
 
+from router.security.options import guarded, with_key
+from router.security.settings import Security
 from shard.errors import ShoalError
 
 NODE_RESOURCE = "shard_server"
@@ -65,6 +65,7 @@ _log_level = click.option(
 @click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
 @click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
 @_log_level
+@guarded
 def serve_command(
     data: str,
     host: str,
@@ -76,6 +77,7 @@ def serve_command(
     scratch: str | None,
     ray_address: str | None,
     log_level: str,
+    security: Security,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
     from router.serve import ServeSettings, serve
@@ -91,6 +93,7 @@ def serve_command(
         scratch=scratch,
         ray_address=ray_address,
         log_level=log_level,
+        security=security,
     )
     _run(lambda: serve(settings, _tell_ready))
 
@@ -109,8 +112,15 @@ def serve_command(
     "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
 )
 @_log_level
+@guarded
 def router_command(
-    data: str, host: str, port: int, grpc_port: int, shards: int, log_level: str
+    data: str,
+    host: str,
+    port: int,
+    grpc_port: int,
+    shards: int,
+    log_level: str,
+    security: Security,
 ) -> None:
     """Answer requests, for a cluster that `shoal supervise` or `shoal serve` runs."""
     from router.standalone import RouterSettings, route
@@ -122,6 +132,7 @@ def router_command(
         grpc_port=grpc_port,
         shards=shards,
         log_level=log_level,
+        security=security,
     )
     _run(lambda: route(settings, _tell_ready))
 
@@ -148,6 +159,10 @@ def router_command(
     help="Where each of them listens; 0: any free.",
 )
 @click.option("--scratch", required=True, help="Directory on Ray's nodes for local copies.")
+@click.option(
+    "--cluster-tls",
+    help="Directory on Ray's nodes of tls.crt, tls.key and ca.crt, for TLS with routers.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
     "--grpc-port",
@@ -164,6 +179,7 @@ def supervise_command(
     shard_servers: int,
     shard_port: int,
     scratch: str,
+    cluster_tls: str | None,
     host: str,
     grpc_port: int,
     log_level: str,
@@ -183,6 +199,7 @@ def supervise_command(
             ray_address=ray_address,
             node_resource=NODE_RESOURCE,
             shard_port=shard_port,
+            tls=cluster_tls,
             log_level=log_level,
         ),
         name=cluster,
@@ -190,10 +207,7 @@ def supervise_command(
         host=host,
         grpc_port=grpc_port,
     )
-    stopping = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    _run(lambda: keep_supervisor(settings, stopping))
+    _run(lambda: keep_supervisor(settings))
 
 
 @main.command("ingest", context_settings={"auto_envvar_prefix": "SHOAL"})
@@ -220,6 +234,7 @@ def supervise_command(
 @click.option("--chunk-mb", type=click.IntRange(1, 16_384), default=256, help="Memory of a task.")
 @click.option("--again", is_flag=True, help="Load what was loaded before once more.")
 @click.option("--watch", is_flag=True, help="Wait for the end, and show how far it is.")
+@with_key
 def ingest_command(
     source: str,
     collection: str,
@@ -233,6 +248,7 @@ def ingest_command(
     chunk_mb: int,
     again: bool,
     watch: bool,
+    key: str | None,
 ) -> None:
     """Load the files at SOURCE, s3://BUCKET/PREFIX or a path, into a collection."""
     if json_column and payload_columns:
@@ -252,7 +268,7 @@ def ingest_command(
         "chunk_mb": chunk_mb,
         "again": again,
     }
-    _run_job(url, collection, "ingest", body, watch)
+    _run_job(url, collection, "ingest", body, watch, key)
 
 
 @main.command("export", context_settings={"auto_envvar_prefix": "SHOAL"})
@@ -260,12 +276,15 @@ def ingest_command(
 @click.option("--collection", required=True, help="Collection to export.")
 @click.option("--url", default="http://127.0.0.1:6333", help="The service.")
 @click.option("--watch", is_flag=True, help="Wait for the end, and show how far it is.")
-def export_command(destination: str, collection: str, url: str, watch: bool) -> None:
+@with_key
+def export_command(
+    destination: str, collection: str, url: str, watch: bool, key: str | None
+) -> None:
     """Write a collection as Parquet files to DESTINATION, s3://BUCKET/PREFIX or a directory.
 
     What is there must be nothing. `shoal ingest` of it makes the same collection again.
     """
-    _run_job(url, collection, "export", {"destination": destination}, watch)
+    _run_job(url, collection, "export", {"destination": destination}, watch, key)
 
 
 def _cores() -> int:
@@ -291,11 +310,13 @@ def _run(command: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def _run_job(url: str, collection: str, kind: str, body: dict[str, Any], watch: bool) -> None:
+def _run_job(
+    url: str, collection: str, kind: str, body: dict[str, Any], watch: bool, key: str | None
+) -> None:
     from router import jobs
 
     try:
-        well = jobs.run(url, collection, kind, body, watch=watch)
+        well = jobs.run(url, collection, kind, body, key=key, watch=watch)
     except ShoalError as error:
         click.echo(f"shoal: {error}", err=True)
         sys.exit(1)

@@ -1,9 +1,9 @@
 """Every error leaves as JSON in Qdrant's form: ``{"status": {"error": MESSAGE}, "time": SECONDS}``.
 
 Status codes are Qdrant's where it has one: 400 for a body that cannot be read or a request that
-can never succeed, 404, 409 for a name that is taken, 422 for a value out of its range, 408 for a
-deadline that passed, 429 with Retry-After for a full queue, 503 with Retry-After when the shards
-cannot answer now.
+can never succeed, 401 without a key, 403 with one that is not enough, 404, 409 for a name that is
+taken, 422 for a value out of its range, 408 for a deadline that passed, 429 with Retry-After for a
+full queue, 503 with Retry-After when the shards cannot answer now.
 """
 
 from __future__ import annotations
@@ -49,6 +49,14 @@ class TooLarge(InvalidInput):
     """A body over the size limit."""
 
 
+class Unauthorized(ShoalError):
+    """Without a key, or with one that is none."""
+
+
+class Forbidden(ShoalError):
+    """The key is good, but not for this."""
+
+
 def error_response(
     request: Request, status: int, message: str, headers: dict[str, str] | None = None
 ) -> Response:
@@ -65,6 +73,10 @@ def error_response(
 
 def _describe(error: Exception) -> tuple[int, str]:
     match error:
+        case Unauthorized():
+            return HTTPStatus.UNAUTHORIZED, str(error)
+        case Forbidden():
+            return HTTPStatus.FORBIDDEN, f"Forbidden: {error}"
         case Malformed():
             return HTTPStatus.BAD_REQUEST, f"Format error in JSON body: {error}"
         case OutOfRange():
@@ -95,6 +107,8 @@ async def on_error(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     retry = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers = {"WWW-Authenticate": "Bearer"}
     return error_response(request, status, message, headers)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import grpc
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +81,11 @@ class Fanout:
     with another one of the same key may take effect both before and after it.
     """
 
-    def __init__(self, topology: TopologyWatcher) -> None:
+    def __init__(
+        self, topology: TopologyWatcher, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self._topology = topology
+        self._credentials = credentials
         self._clients: dict[str, ShardClient] = {}
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -352,7 +356,7 @@ class Fanout:
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
         if address not in self._clients:
-            self._clients[address] = ShardClient(address)
+            self._clients[address] = ShardClient(address, self._credentials)
         return self._clients[address]
 
 

@@ -6,9 +6,12 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
+import grpc
 import uvicorn
 from grpc_health.v1 import health
 
@@ -16,8 +19,10 @@ from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
 from router.grpc import server as grpc_server
+from router.security.settings import Security
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
+from shard.rpc.tls import channel_credentials, read
 from shard.scheduling import ask_for_short_slices
 
 DRAIN_SECONDS = 8
@@ -32,14 +37,21 @@ async def routing(
     listening: socket.socket,
     grpc_address: tuple[str, int],
     default_shards: int,
+    security: Security,
 ) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]  # not in the stubs
     """Answers what comes to ``listening`` and, by gRPC, to host and port of ``grpc_address``, both
     of which other processes may share, and drains at the end.
 
     ``data`` is the URL of ``store``, ``default_shards`` the shard number of a collection that names
-    none. What it yields tells probes by gRPC whether this router is well, which is not said yet.
+    none, ``security`` who may ask what. What it yields tells probes by gRPC whether this router is
+    well, which is not said yet.
     """
-    app = create_app(store, data, Fanout(watcher), default_shards=default_shards)
+    credentials = None
+    if security.cluster_tls is not None:
+        credentials = channel_credentials(security.cluster_tls)
+    app = create_app(
+        store, data, Fanout(watcher, credentials), default_shards=default_shards, security=security
+    )
     server = _HttpServer(
         uvicorn.Config(
             app,
@@ -50,6 +62,10 @@ async def routing(
             access_log=False,
             proxy_headers=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
+            ssl_certfile=security.tls_cert,
+            ssl_keyfile=security.tls_key,
+            ssl_ca_certs=security.tls_client_ca,
+            ssl_cert_reqs=ssl.CERT_NONE if security.tls_client_ca is None else ssl.CERT_REQUIRED,
         )
     )
     ask_for_short_slices()
@@ -63,11 +79,24 @@ async def routing(
                 raise Unavailable("the HTTP server did not start")
             await asyncio.sleep(0.01)
         # It ends first: with the HTTP server, the application does.
-        async with grpc_server.serving(app, *grpc_address, DRAIN_SECONDS) as wellness:
+        async with grpc_server.serving(
+            app, *grpc_address, DRAIN_SECONDS, _grpc_credentials(security)
+        ) as wellness:
             yield wellness
     finally:
         server.should_exit = True
         await serving
+
+
+def _grpc_credentials(security: Security) -> grpc.ServerCredentials | None:
+    if security.tls_cert is None or security.tls_key is None:
+        return None
+    authority = None if security.tls_client_ca is None else read(Path(security.tls_client_ca))
+    return grpc.ssl_server_credentials(
+        [(read(Path(security.tls_key)), read(Path(security.tls_cert)))],
+        authority,
+        require_client_auth=authority is not None,
+    )
 
 
 class _HttpServer(uvicorn.Server):

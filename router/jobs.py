@@ -25,8 +25,17 @@ GIVE_UP_SECONDS = 120.0
 _OVER = ("done", "failed", "cancelled")
 
 
-def run(url: str, collection: str, kind: str, body: dict[str, Any], *, watch: bool) -> bool:
+def run(
+    url: str,
+    collection: str,
+    kind: str,
+    body: dict[str, Any],
+    *,
+    key: str | None = None,
+    watch: bool,
+) -> bool:
     """Start the job, an ``ingest`` or ``export``, of ``body``; whether it has gone well so far.
+    ``key`` is for a service that wants one.
 
     Raises InvalidInput where the service refuses it, and Unavailable.
     """
@@ -35,7 +44,8 @@ def run(url: str, collection: str, kind: str, body: dict[str, Any], *, watch: bo
         if place in body and "://" not in body[place]:
             body = {**body, place: str(Path(body[place]).absolute())}
     where = f"/collections/{quote(collection, safe='')}/{kind}"
-    with httpx.Client(base_url=url, timeout=60) as client:
+    headers = {} if key is None else {"api-key": key}
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
         job = _call(client, "POST", where, body)
         console.print(f"Job {job['id']}", highlight=False)
         if not watch:

@@ -29,6 +29,7 @@ from cluster.topology import TopologyWatcher, poll_seconds
 from router.child import Child, kept_running
 from router.grpc.server import reserved_port
 from router.http import DRAIN_SECONDS, routing
+from router.security.settings import OPEN, Security
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
 from shard.objects import local_directory, open_object_store
@@ -55,6 +56,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     scratch: str | None = None
     ray_address: str | None = None
     log_level: str = "info"
+    security: Security = OPEN
 
 
 def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
@@ -95,6 +97,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
                 listening,
                 (settings.host, grpc_port),
                 settings.shards,
+                settings.security,
             )
         )
         workers = [
@@ -104,6 +107,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
                     _worker_settings(settings, listening, grpc_port),
                     stop_seconds=WORKER_STOP_SECONDS,
                     pass_fds=[listening.fileno()],
+                    secrets=settings.security,
                 )
             )
             for _ in range(settings.routers - 1)
@@ -119,7 +123,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
         if stopping.is_set():
             return
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-        ready(url_of(listening))
+        ready(url_of(listening, settings.security))
         await stopping.wait()
         logger.info("stopping")
 
@@ -180,9 +184,10 @@ def stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, security: Security) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if security.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def _wait_for_servers(watcher: TopologyWatcher, count: int, ready: asyncio.Event) -> None:
@@ -219,6 +224,7 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
         # Together they use every core once.
         search_threads=max(1, cores() // settings.shard_servers),
         ray_address=settings.ray_address,
+        tls=settings.security.cluster_tls,
         log_level=settings.log_level,
     )
 

@@ -17,6 +17,7 @@ from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.grpc.server import reserved_port
 from router.http import routing
+from router.security.settings import OPEN, Security
 from router.serve import stop_on_signals, url_of
 from shard.objects import open_object_store
 
@@ -30,6 +31,7 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int
     shards: int
     log_level: str
+    security: Security = OPEN
 
 
 def route(settings: RouterSettings, ready: Callable[[str], None]) -> None:
@@ -57,8 +59,9 @@ async def _route(settings: RouterSettings, ready: Callable[[str], None]) -> None
                 listening,
                 (settings.host, grpc_port),
                 settings.shards,
+                settings.security,
             ) as wellness,
         ):
             await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
-            ready(url_of(listening))
+            ready(url_of(listening, settings.security))
             await stopping.wait()

@@ -1,7 +1,8 @@
 """One more router process beside ``shoal serve``'s own, on the same ports.
 
-``python -m router.worker SETTINGS`` writes one line to stdout once it answers. It ends on SIGTERM,
-drained, and when its standard input ends.
+``python -m router.worker SETTINGS`` reads `Security` from the first line of its standard input, and
+writes one line to stdout once it answers. It ends on SIGTERM, drained, and when its standard input
+ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.http import routing
+from router.security.settings import Security
 from shard.errors import ShoalError
 from shard.objects import open_object_store
 
@@ -38,13 +40,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=WorkerSettings)
     configure_logging(settings.log_level)
+    security = msgspec.json.decode(_line(), type=Security)
     try:
-        uvloop.run(_route(settings))
+        uvloop.run(_route(settings, security))
     except (ShoalError, OSError) as error:
         sys.exit(f"shoal: {error}")
 
 
-async def _route(settings: WorkerSettings) -> None:
+async def _route(settings: WorkerSettings, security: Security) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
@@ -60,11 +63,20 @@ async def _route(settings: WorkerSettings) -> None:
             listening,
             (settings.host, settings.grpc_port),
             settings.shards,
+            security,
         ) as wellness,
     ):
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)
         print("started", flush=True)
         await stopping.wait()
+
+
+def _line() -> bytes:
+    """The first line of standard input; not a byte more, which would tell of its end."""
+    line = bytearray()
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return bytes(line)
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""What has to hold of the Kubernetes objects that the Helm chart renders.
+"""The Helm chart as Helm renders it, and what has to hold of the objects.
 
 Each check yields a sentence for everything that is wrong. Custom resources are held against the
 schemas in ``tests/data/crds``, whose origin is told in each of them; all else, pods in custom
@@ -13,18 +13,32 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import helm_python
 import jsonschema
 import kubernetes_validate
 import promql_parser
+import yaml
 
 from router.cli import main
 
 Object = dict[str, Any]
 
+CHART = Path(__file__).parents[1] / "deploy" / "helm"
+STORE = {"url": "s3://bucket/prefix"}
+GROUP = {
+    "name": "cpu",
+    "replicas": 1,
+    "resources": {
+        "requests": {"cpu": "1", "memory": "1Gi"},
+        "limits": {"cpu": "1", "memory": "1Gi"},
+    },
+    "scratch": {"size": "1Gi"},
+}
 CRDS = Path(__file__).parent / "data" / "crds"
 VERSIONS = ("1.30", "1.37")
 """Of Kubernetes: the chart's oldest, and the newest that is known here."""
@@ -82,6 +96,30 @@ class Rendered(NamedTuple):
         return next(pod for pod in self.pods() if pod.component == component)
 
 
+def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
+    """What Helm makes of the chart for ``values``, with a place for data unless they name one."""
+    values = {"objectStore": STORE} | values
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(values, name=release, namespace="search")
+        repository = chart.merge_values(values)["image"]["repository"]
+    objects = [
+        one
+        for name, text in files.items()
+        if name.endswith(".yaml")
+        for one in yaml.safe_load_all(text)
+        if one is not None
+    ]
+    (cluster,) = (one["metadata"]["name"] for one in objects if one["kind"] == "RayCluster")
+    named = {
+        cluster,  # KubeRay keeps Ray's token there.
+        values["objectStore"].get("existingSecret"),
+        values.get("head", {}).get("redis", {}).get("existingSecret"),
+        values.get("ingress", {}).get("tls", {}).get("secretName"),
+        values.get("serviceAccount", {}).get("name"),
+    }
+    return Rendered(objects, f"{repository}:{version('shoal')}", frozenset(named - {None}))
+
+
 def title(one: Object) -> str:
     return f"{one['kind']} {one['metadata']['name']}"
 
@@ -119,16 +157,16 @@ def schemas(rendered: Rendered) -> Iterator[str]:
             ]
         else:
             native = [one]
-        for version in VERSIONS:
+        for kubernetes in VERSIONS:
             for each in native:
-                if error := _error(json.dumps(each), version):
-                    yield f"{title(one)}: {error} ({version})"
+                if error := _error(json.dumps(each), kubernetes):
+                    yield f"{title(one)}: {error} ({kubernetes})"
 
 
 @cache  # Most objects are the same time and again.
-def _error(text: str, version: str) -> str:
+def _error(text: str, kubernetes: str) -> str:
     try:
-        kubernetes_validate.validate(json.loads(text), version, strict=True)
+        kubernetes_validate.validate(json.loads(text), kubernetes, strict=True)
     except kubernetes_validate.ValidationError as error:
         return f"{'.'.join(map(str, error.path))}: {error.message}"
     return ""

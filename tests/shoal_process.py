@@ -38,7 +38,7 @@ class ShoalProcess:
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.startswith("Shoal is ready at http://"), line
+        assert line.startswith("Shoal is ready at http"), line
         self.url = line.split()[-1]
         return self
 

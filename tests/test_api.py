@@ -897,6 +897,11 @@ def test_payload_indexes_are_kept_and_told(client: QdrantClient) -> None:
         ({"field_name": "a"}, 400, "field_schema: expected a type"),
         ({"field_name": "a..b", "field_schema": "keyword"}, 400, "field_name: 'a..b'"),
         ({"field_name": "a", "field_schema": "number"}, 400, "field_schema"),
+        (
+            {"field_name": "a", "field_schema": {"type": "text", "tokenizer": "multilingual"}},
+            400,
+            "field_schema.tokenizer: `multilingual` is not supported",
+        ),
     ],
 )
 def test_payload_indexes_refuse(

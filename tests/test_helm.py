@@ -11,26 +11,23 @@ import re
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
 import yaml
 
-from tests.kubernetes import CHECKS, Object, Rendered, everything_wrong
+from tests.kubernetes import (
+    CHART,
+    CHECKS,
+    GROUP,
+    STORE,
+    Object,
+    Rendered,
+    everything_wrong,
+    render,
+)
 
-CHART = Path(__file__).parents[1] / "deploy" / "helm"
-STORE = {"url": "s3://bucket/prefix"}
-GROUP = {
-    "name": "cpu",
-    "replicas": 1,
-    "resources": {
-        "requests": {"cpu": "1", "memory": "1Gi"},
-        "limits": {"cpu": "1", "memory": "1Gi"},
-    },
-    "scratch": {"size": "1Gi"},
-}
 EXAMPLES = {
     path.stem: yaml.safe_load(path.read_text()) for path in (CHART / "examples").glob("*.yaml")
 }
@@ -85,30 +82,6 @@ VALUES: dict[str, dict[str, Any]] = {
         ]
     },
 }
-
-
-def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
-    """What Helm makes of the chart for ``values``, with a place for data unless they name one."""
-    values = {"objectStore": STORE} | values
-    with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(values, name=release, namespace="search")
-        repository = chart.merge_values(values)["image"]["repository"]
-    objects = [
-        one
-        for name, text in files.items()
-        if name.endswith(".yaml")
-        for one in yaml.safe_load_all(text)
-        if one is not None
-    ]
-    (cluster,) = (one["metadata"]["name"] for one in objects if one["kind"] == "RayCluster")
-    named = {
-        cluster,  # KubeRay keeps Ray's token there.
-        values["objectStore"].get("existingSecret"),
-        values.get("head", {}).get("redis", {}).get("existingSecret"),
-        values.get("ingress", {}).get("tls", {}).get("secretName"),
-        values.get("serviceAccount", {}).get("name"),
-    }
-    return Rendered(objects, f"{repository}:{version('shoal')}", frozenset(named - {None}))
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -37,6 +37,7 @@ from shard.rpc.pacing import (
     SEARCHED_SECONDS,
     CoreTimes,
     WritePacer,
+    cores,
 )
 from shard.rpc.server import ShardServer
 
@@ -240,6 +241,14 @@ def test_a_container_has_its_quota_of_the_cores(
     spent = CpuTimes(user=104.0, nice=14.0, idle=112.0, guest=54.0)
     (tmp_path / "cpu.stat").write_text("usage_usec 5000000\nuser_usec 4000000\n")
     assert times.busy() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("cpu_max", "expected"), [("150000 100000", 1), ("50000 100000", 1)])
+def test_threads_are_no_more_than_the_quota(tmp_path: Path, cpu_max: str, expected: int) -> None:
+    assert cores(tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text(f"{cpu_max}\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 1000000\n")
+    assert cores(tmp_path) == expected
 
 
 class CpuTimes(NamedTuple):

@@ -49,6 +49,23 @@ def test_only_the_last_claimant_publishes(
     assert document.read() == claimed
 
 
+def test_a_claim_over_named_clusters_leaves_others_alone(document: TopologyDocument) -> None:
+    with pytest.raises(Superseded, match="cluster one serves"):
+        document.claim("prod.eu.2", over={"prod.eu"})
+    assert document.read() == PLACED
+    document.claim("prod.eu.2", over={"prod.eu", "one"})
+    document.claim("prod.eu.3", over={"prod.eu"})
+    with pytest.raises(Superseded, match=r"cluster prod\.eu\.3 serves"):
+        document.claim("prod.4", over={"prod", "prod.eu.3"})
+    assert document.read().cluster == "prod.eu.3"
+
+
+def test_anybody_may_claim_a_new_store(local_store: LocalObjectStore) -> None:
+    document = TopologyDocument(local_store)
+    document.claim("one.1", over={"one"})
+    assert document.read().cluster == "one.1"
+
+
 @pytest.mark.parametrize("data", [b"{", b'{"servers": {}}', b"\xff"])
 def test_what_is_no_topology_is_corrupt(local_store: LocalObjectStore, data: bytes) -> None:
     VersionedDocument(local_store, TOPOLOGY).update(lambda _: data)

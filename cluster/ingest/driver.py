@@ -144,7 +144,9 @@ class IngestDriving(Driving[IngestJob]):
             return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)
         except NotFound:
             pass
-        plan = Plan.of(Source(self.job.source), collection.config, self.job.chunk_bytes)
+        plan = Plan.of(
+            Source(self.job.source, self.job.within), collection.config, self.job.chunk_bytes
+        )
         # Put once: every driver of the job reads the same.
         self.store.put_if_absent(self.files.plan, msgspec.json.encode(plan))
         return decode_stored(self.store.get(self.files.plan), Plan, self.files.plan)

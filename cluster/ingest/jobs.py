@@ -53,6 +53,8 @@ class IngestJob(Job, frozen=True, kw_only=True):
     """Raw vectors that a task holds in memory."""
     again: bool = False
     """Whether to load what has been loaded before."""
+    within: list[str] | None = None
+    """Local directories that no link in the source may lead out of; None: anywhere."""
     recovery: Recovery | None = None
     fingerprint: str = ""
     """Of source, columns and the files as they were found."""

@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import os
 import posixpath
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -75,11 +75,13 @@ class Batch(NamedTuple):
 class Source:
     """What is at a URL: ``s3://BUCKET/PREFIX``, a directory or a file, globs in the last part.
 
+    Of local files those ``within`` directories without links, whatever links lead to them.
     Methods raise Unavailable where it cannot be read, and InvalidInput for what is no such file.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, within: Sequence[str] | None = None) -> None:
         self._url = url
+        self._within = within
         self._fs, self._root = _file_system(url)
 
     def files(self) -> list[SourceFile]:
@@ -102,6 +104,8 @@ class Source:
             raise NotFound(
                 f"source {self._url}: no file there ends with one of {', '.join(FORMATS)}"
             )
+        for file in files:
+            self._check_within(file)
         return sorted(files, key=lambda file: file.name)
 
     def ranges(self, number: int, file: SourceFile, row_bytes: int) -> list[Range]:
@@ -137,6 +141,7 @@ class Source:
         """The rows of ``part``, in order; or of these the first ``most``, and no more is read."""
         name = file.name.lower()
         read = self._batches(name, file, part, most)
+        self._check_within(file)
         try:
             now = self._fs.get_file_info(file.path)
             # Seconds: some stores tell of parts of them in lists only.
@@ -154,6 +159,13 @@ class Source:
                         return
         except (OSError, pa.ArrowException, ValueError) as error:
             raise _unreadable(file.name, error) from error
+
+    def _check_within(self, file: SourceFile) -> None:
+        if self._within is None or not isinstance(self._fs, pa_fs.LocalFileSystem):
+            return
+        real = Path(os.path.realpath(file.path))
+        if not any(real.is_relative_to(one) for one in self._within):
+            raise InvalidInput(f"source {self._url}: {file.name} leads to where it is not allowed")
 
     def _batches(
         self, name: str, file: SourceFile, part: Range, most: int | None

@@ -300,7 +300,7 @@ def _parse(
     ignored: set[str] | None = None,
     most: int | None = None,
 ) -> Iterator[tuple[Parsed, int]]:
-    source = Source(work.job.source)
+    source = Source(work.job.source, work.job.within)
     parser: Parser | None = None
     seen: tuple[int, Any] | None = None
     read = (

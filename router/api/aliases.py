@@ -55,8 +55,14 @@ async def change(request: Request, timeout: Timeout = None) -> Response:
 @routes.get("/aliases", responses=wire.answers(wire.Aliases), summary="List all aliases")
 async def list_all(request: Request) -> Response:
     """Those of all collections."""
-    names = await Context.of(request).directory.refresh()
-    return answer(request, _listed(names.aliases))
+    context = Context.of(request)
+    aliases = (await context.directory.refresh()).aliases
+    seen = {
+        alias: name
+        for alias, name in aliases.items()
+        if context.access.sees(alias) or context.access.sees(name)
+    }
+    return answer(request, _listed(seen))
 
 
 @routes.get(

@@ -189,8 +189,11 @@ def check_name(name: str, field: str = "collection_name") -> None:
 @routes.get("", responses=wire.answers(wire.Collections), summary="List collections")
 async def list_collections(request: Request) -> Response:
     """Names of all collections."""
-    collections = (await Context.of(request).directory.refresh()).collections.values()
-    names = sorted(collection.name for collection in collections if not collection.hidden)
+    context = Context.of(request)
+    collections = (await context.directory.refresh()).collections.values()
+    names = sorted(
+        one.name for one in collections if not one.hidden and context.access.sees(one.name)
+    )
     return answer(request, {"collections": [{"name": name} for name in names]})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,8 @@ from cluster.snapshots import Snapshots
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
+from router.security.access import FULL, Access, Level
+from router.security.locations import Locations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,15 @@ class Context:
     max_body_bytes: int
     timeout: float
     """Seconds given to a request that names no timeout of its own."""
+    locations: Locations
+    access: Access = FULL
+    """What the request may do."""
 
     @staticmethod
     def of(request: Request) -> Context:
         context: Context = request.app.state.context
-        return context
+        access: Access = request.scope.get("access", FULL)
+        return context if access.level is Level.MANAGE else replace(context, access=access)
 
 
 Timeout = Annotated[

@@ -41,6 +41,7 @@ async def start(request: Request, name: str) -> Response:
     destination = _start(await read_body(request)).destination
     if not destination.startswith(("s3://", "file:///", "/")):
         raise InvalidInput(f"destination {destination!r:.200}: expected s3:// or an absolute path")
+    context.locations.check(destination, "destination")
     collection = await context.directory.find_fresh(name)
     job = ExportJob(
         id=uuid4().hex,

@@ -20,6 +20,7 @@ from router.api.points import DEFAULT_LIMIT, Consistency, check_vector_bytes, wa
 from router.api.selectors import Selector
 from router.errors import Malformed
 from router.query.tree import Answering, Found, Node
+from router.security.access import Level
 from shard import json_path
 from shard.errors import InvalidInput
 from shard.model import KEY_DTYPE, Keys, encode_id
@@ -61,6 +62,11 @@ async def query_groups(
         raise InvalidInput(f"limit: expected `limit` * `group_size` <= {wire.MAX_HITS}")
     node = _with_wider_prefetches(Node.of(body, "", limit), size)
     seconds = timeout or context.timeout
+    lookup = body.with_lookup
+    if isinstance(lookup, str):
+        lookup = wire.WithLookup(collection=lookup)
+    if lookup is not None:
+        context.access.check(lookup.collection, Level.READ)
 
     async def act(collection: Collection) -> list[dict[str, Any]]:
         config = collection.config
@@ -91,8 +97,8 @@ async def query_groups(
         ]
 
     rendered = await context.directory.act(name, act)
-    if body.with_lookup is not None:
-        await _look_up(context, body.with_lookup, rendered, seconds)
+    if lookup is not None:
+        await _look_up(context, lookup, rendered, seconds)
     return answer(request, {"groups": rendered})
 
 
@@ -153,13 +159,11 @@ def _distinct(groups: Iterator[list[bytes]]) -> Keys:
 
 async def _look_up(
     context: Context,
-    asked: wire.WithLookup | str,
+    asked: wire.WithLookup,
     groups: Sequence[dict[str, Any]],
     seconds: float,
 ) -> None:
     """Give each group the point of another collection whose id is the group's."""
-    if isinstance(asked, str):
-        asked = wire.WithLookup(collection=asked)
     selector = Selector.of(asked.with_payload, default=True)
     keys = {}
     for group in groups:

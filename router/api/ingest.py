@@ -39,6 +39,7 @@ async def start(request: Request, name: str) -> Response:
     context = Context.of(request)
     body = _start(await read_body(request))
     _check_source(body.source)
+    context.locations.check(body.source, "source")
     collection = await context.directory.find_fresh(name)
     job = IngestJob(
         id=uuid4().hex,
@@ -50,6 +51,7 @@ async def start(request: Request, name: str) -> Response:
         chunk_bytes=body.chunk_mb << 20,
         created=time.time(),
         again=body.again,
+        within=context.locations.directories,
     )
     await asyncio.to_thread(context.ingests.add, job, lambda jobs: check_free(jobs, collection.id))
     return answer(request, _render(job))

@@ -251,6 +251,10 @@ async def _answer_all(
     context = Context.of(request)
     if sum(search.limit + search.offset for search in searches) > MAX_BATCH_HITS:
         raise OutOfRange(f"searches: expected at most {MAX_BATCH_HITS} hits in all")
+    for search in searches:
+        # Before any other of the batch is under way.
+        for node in search.tree.walk() if search.tree else ():
+            node.check_access(context.access)
 
     async def find(collection: Collection) -> list[Rendered]:
         return await _find(context, collection, searches, timeout or context.timeout)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -200,9 +199,7 @@ async def _locate(request: Request, name: str, body: wire.RecoverSnapshot) -> tu
 
 def _add(context: Context, name: str, path: str, body: wire.RecoverSnapshot) -> str:
     try:
-        if not Path(path).is_file():
-            raise InvalidInput(f"location: {path!r:.200} is no file here")
-        with Path(path).open("rb") as file:
+        with context.locations.open(path, "location") as file:
             if body.checksum:
                 _check_sum(body.checksum, hashlib.file_digest(file, "sha256").hexdigest())
                 file.seek(0)

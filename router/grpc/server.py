@@ -77,7 +77,11 @@ def reserved_port(host: str, port: int) -> Iterator[int]:
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, host: str, port: int, drain_seconds: float
+    app: ASGIApp,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]  # not in the stubs
     """Answers calls to a port, which other processes may share, with what ``app`` answers.
 
@@ -95,7 +99,10 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(wellness, server)
     await wellness.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     try:
-        server.add_insecure_port(f"{host}:{port}")
+        if credentials is None:
+            server.add_insecure_port(f"{host}:{port}")
+        else:
+            server.add_secure_port(f"{host}:{port}", credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error}") from error
     await server.start()

@@ -27,6 +27,7 @@ from router.query.formula import Formula
 from router.query.fusion import RRF_K, Ranking, distribution_based, reciprocal_rank
 from router.query.idf import weighted
 from router.query.recommend import average
+from router.security.access import Access, Level
 from shard.errors import InvalidInput, NotFound
 from shard.filter import Filter
 from shard.index.examples import Examples, Scoring
@@ -156,6 +157,11 @@ class Node:
             raise InvalidInput(f"prefetch: expected at most {MAX_NODES} queries in all")
         return node
 
+    def check_access(self, access: Access) -> None:
+        """Raises Forbidden for a collection to look up in that is not allowed."""
+        if self.lookup is not None:
+            access.check(self.lookup.collection, Level.READ)
+
     def walk(self) -> Iterator[Node]:
         yield self
         for one in self.prefetch:
@@ -231,6 +237,7 @@ class Answering:
         return found
 
     def _check(self, node: Node) -> None:
+        node.check_access(self._context.access)
         if node.inputs and node.using not in self._config.names:
             raise InvalidInput(f"Not existing vector name error: {node.using}")
 

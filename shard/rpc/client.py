@@ -26,7 +26,7 @@ from shard.model import (
     ShardInfo,
     VectorColumn,
 )
-from shard.rpc import codec
+from shard.rpc import codec, tls
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
 from shard.rpc.status import error_of
@@ -62,6 +62,7 @@ _METHODS = (
 
 class ShardClient:
     """One connection to the shard server at ``address`` (``host:port``), for one event loop.
+    ``credentials`` are those of `tls.channel_credentials`, if it wants any.
 
     A call names the collection and those of its shards it is for, all of which the server must
     host. ``timeout`` is in seconds; a call that is cancelled is cancelled at the server too.
@@ -77,9 +78,13 @@ class ShardClient:
         ShoalError: the server failed in a way it did not expect.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        else:
+            options = (*_OPTIONS, *tls.OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         # Messages are encoded here, so that their size can be checked with a clear error.
         self._methods = {
             name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)

@@ -82,7 +82,10 @@ def decode_column(column: pb.Column, rows: int | None = None) -> VectorColumn:
     if rows is None and column.dimension and not column.lengths:
         row_bytes = column.dimension * _FLOAT.itemsize
         if len(column.values) % row_bytes:
-            raise InvalidInput(f"vectors {column.name!r}: {len(column.values)} bytes")
+            raise InvalidInput(
+                f"vectors {column.name!r}: expected whole ones of {column.dimension} float32, "
+                f"got {len(column.values)} bytes"
+            )
         return VectorColumn(np.frombuffer(column.values, _FLOAT).reshape(-1, column.dimension))
     packed = Packed(
         column.dimension,

@@ -34,6 +34,7 @@ from shard.rpc.hosting import HostedShard, Hosting, ShardId
 from shard.rpc.pacing import CoreTimes, WritePacer, cores
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
+from shard.rpc.tls import server_credentials
 from shard.scheduling import ask_for_short_slices
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class ShardServer:
     one a core), each of which keeps to one core, so that queries do not compete for the cores of
     one another. Indexes are built in a process of their own.
 
+    ``tls`` is a directory of `shard.rpc.tls`: only who has such a certificate is answered.
     ``scratch`` is a directory for local copies of what is in ``store``. Methods may be called from
     any thread; `start` comes first, and once.
     """
@@ -72,8 +74,10 @@ class ShardServer:
         host: str,
         port: int = 0,
         search_threads: int | None = None,
+        tls: str | None = None,
     ) -> None:
         self._address = f"{host}:{port}"
+        self._credentials = None if tls is None else server_credentials(tls)
         self._threads = search_threads or cores()
         self._readers = ThreadPoolExecutor(self._threads, "search", _answer_searches)
         self._builder = Builder()
@@ -127,7 +131,10 @@ class ShardServer:
         health_pb2_grpc.add_HealthServicer_to_server(wellness, server)
         await wellness.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         try:
-            port = server.add_insecure_port(self._address)
+            if self._credentials is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, self._credentials)
             await server.start()
         except RuntimeError as error:
             started.set_exception(OSError(f"cannot listen on {self._address}: {error}"))

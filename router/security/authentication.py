@@ -1,0 +1,162 @@
+"""Whose a request is: keys, and tokens of Qdrant's form, as its headers have them."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import jwt
+import msgspec
+
+from router.errors import Forbidden, Unauthorized
+from router.security.access import Access, Level
+from router.security.settings import Security
+from shard.errors import InvalidInput, NotFound
+from shard.filter import Condition, Filter, Match, Value
+
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+LEEWAY_SECONDS = 30
+"""By which a token may be over: clocks differ."""
+KEPT_TOKENS = 1_024
+_ALGORITHM = "HS256"
+_MANAGER = Access(Level.MANAGE, holder="api key")
+_READER = Access(Level.READ, holder="read-only api key")
+_LEVELS = {"r": Level.READ, "prw": Level.POINTS, "rw": Level.WRITE, "m": Level.MANAGE}
+
+
+class _CollectionAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    collection: str
+    access: Literal["r", "rw", "prw"]
+
+
+class _KeyValue(msgspec.Struct, frozen=True):
+    key: str
+    value: Value
+
+
+class ValueExists(msgspec.Struct, frozen=True):
+    """A token is good as long as there is a point with these values."""
+
+    collection: str
+    matches: list[_KeyValue]
+
+    def filter(self) -> Filter:
+        return Filter(
+            must=[Condition(key=one.key, match=Match(value=one.value)) for one in self.matches]
+        )
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    exp: int | float | None = None
+    access: Literal["r", "m"] | list[_CollectionAccess] = "m"
+    value_exists: ValueExists | None = None
+    subject: str | None = None
+    sub: str | None = None
+
+
+class _Token(msgspec.Struct, frozen=True):
+    access: Access
+    ends: float
+    """Seconds since the epoch."""
+    value_exists: ValueExists | None
+
+
+class Authenticator:
+    """Knows the holders of keys and tokens by what they send.
+
+    ``holds`` says whether there is a point as a token wants it; NotFound: not even the collection.
+    """
+
+    def __init__(self, security: Security, holds: Callable[[ValueExists], Awaitable[bool]]) -> None:
+        self._admin = _encoded(security.api_key)
+        self._reader = _encoded(security.read_only_api_key)
+        self._holds = holds
+        secret = security.api_key
+        self._token: Callable[[bytes], _Token] | None = None
+        if security.jwt_rbac and secret is not None:
+            # Those that are good are remembered: to check one takes longer than a small search.
+            self._token = lru_cache(KEPT_TOKENS)(lambda token: _decode(token, secret))
+
+    async def access(self, headers: Headers) -> Access:
+        """Raises Unauthorized, Forbidden, and what ``holds`` does."""
+        given = _given(headers)
+        if given is None:
+            raise Unauthorized("Must provide an API key or an Authorization bearer token")
+        # All are compared, and each in a time that does not tell how far they are alike.
+        is_admin = self._admin is not None and hmac.compare_digest(self._admin, given)
+        is_reader = self._reader is not None and hmac.compare_digest(self._reader, given)
+        if is_admin:
+            return _MANAGER
+        if is_reader:
+            return _READER
+        if self._token is None:
+            raise Unauthorized("Invalid API key or JWT")
+        token = self._token(given)
+        if time.time() > token.ends:
+            raise Forbidden("the token has expired")
+        if token.value_exists is not None:
+            try:
+                holds = await self._holds(token.value_exists)
+            except NotFound:
+                raise Forbidden("Invalid JWT, stateful validation failed") from None
+            if not holds:
+                raise Unauthorized("Invalid JWT, stateful validation failed")
+        return token.access
+
+
+def _encoded(key: str | None) -> bytes | None:
+    return None if key is None else key.encode()
+
+
+def _given(headers: Headers) -> bytes | None:
+    """The key or token of a request: ``api-key`` comes before ``authorization``, as in Qdrant."""
+    bearer = None
+    for name, value in headers:
+        if name == b"api-key":
+            return value
+        if bearer is None and name == b"authorization" and value[:7].lower() == b"bearer ":
+            bearer = value[7:]
+    return bearer
+
+
+def _decode(token: bytes, secret: str) -> _Token:
+    """A token that is signed with ``secret``. Raises Unauthorized, Forbidden."""
+    try:
+        given = jwt.decode(
+            token,
+            secret,
+            algorithms=[_ALGORITHM],
+            leeway=LEEWAY_SECONDS,
+            options={"verify_aud": False, "verify_iss": False},
+        )
+    except jwt.ExpiredSignatureError:
+        raise Forbidden("the token has expired") from None
+    except jwt.InvalidSignatureError:
+        raise Forbidden("the token is not signed with the API key") from None
+    except (jwt.PyJWTError, ValueError):
+        raise Unauthorized("Invalid API key or JWT") from None
+    try:
+        claims = msgspec.convert(given, _Claims)
+        if claims.value_exists is not None:
+            claims.value_exists.filter().check("value_exists")
+    except (msgspec.ValidationError, InvalidInput) as error:
+        raise Unauthorized(f"Invalid JWT: {error}") from None
+    return _Token(
+        _access(claims),
+        float("inf") if claims.exp is None else claims.exp + LEEWAY_SECONDS,
+        claims.value_exists,
+    )
+
+
+def _access(claims: _Claims) -> Access:
+    subject = claims.subject or claims.sub
+    if isinstance(claims.access, str):
+        return Access(_LEVELS[claims.access], holder="token", subject=subject)
+    collections = {one.collection: _LEVELS[one.access] for one in claims.access}
+    if len(collections) < len(claims.access):
+        raise Unauthorized("Invalid JWT: access: each collection can be named once")
+    return Access(None, collections, "token", subject)
