@@ -40,7 +40,7 @@ STOP_SECONDS = 3.0
 
 def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=ClusterSettings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     stopping = Event()
     Thread(target=_exit_with_parent, args=(settings, stopping), daemon=True).start()
     try:
@@ -97,6 +97,9 @@ def _run(settings: ClusterSettings, stopping: Event) -> None:
 
 def _set_environment(settings: ClusterSettings) -> None:
     os.environ |= ENVIRONMENT
+    if settings.log_format == "json":
+        # Lines of actors reach this process, which would put their names before them.
+        os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] = "1"
     if settings.ray_address is None:
         # A secret of this cluster alone, and no file for it in the home directory.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -37,7 +37,7 @@ class ShardServerActor:
     """Hosts the shards it is assigned. A restarted one begins anew, with none."""
 
     def __init__(self, name: str, settings: ClusterSettings) -> None:
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         self._name = name
         self._settings = settings
         self._lock = Lock()

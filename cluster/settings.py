@@ -7,6 +7,8 @@ import sys
 
 import msgspec
 
+from cluster.logs import JsonFormatter, LogFormat, TextFormatter
+
 NAMESPACE = "shoal"
 """Of Shoal's actors in a Ray cluster."""
 ENVIRONMENT = {
@@ -46,16 +48,14 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """On each machine, a directory of `shard.rpc.tls`; None: shard servers answer whoever reaches
     them."""
     log_level: str = "info"
+    log_format: LogFormat = "text"
 
 
-def configure_logging(level: str) -> None:
-    """Log to stderr, one line a record."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+def configure_logging(level: str, format: LogFormat = "text") -> None:
+    """Log to stderr, one line a record; as text, with the traceback below it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # These tell of every request at the level at which Shoal tells of what happened.
     for chatty in ("boto3", "botocore", "urllib3", "s3transfer", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -114,7 +114,7 @@ class Supervisor:
     """Works in a thread of its own until another cluster supersedes its own."""
 
     def __init__(self, settings: ClusterSettings, cluster: str) -> None:
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         self._settings = settings
         self._cluster = cluster
         self._interval = poll_seconds(settings.data)

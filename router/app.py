@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,10 +31,12 @@ from router.api import (
     updates,
     wire,
 )
-from router.api.exchange import Clock, Context
+from router.api.exchange import Context
 from router.directory import Directory
 from router.fanout import Fanout
 from router.hot_path import HotPath
+from router.metrics import RouterMetrics
+from router.observing import Observation, Observer
 from router.security.authentication import Authenticator, ValueExists
 from router.security.gate import Gate
 from router.security.locations import Locations
@@ -53,6 +56,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     timeout: float = REQUEST_SECONDS,
     security: Security = OPEN,
+    observation: Observation | None = None,
 ) -> ASGIApp:
     """The application that answers Qdrant's clients.
 
@@ -61,10 +65,16 @@ def create_app(
     ``fanout`` is closed when the application shuts down.
     """
 
+    observation = observation or Observation()
+    directory = Directory(Catalog(store))
+    shared = None if observation.shared is None else Path(observation.shared)
+    metrics = RouterMetrics(directory, fanout, observation.router, shared)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            yield
+            async with metrics.published():
+                yield
         finally:
             await fanout.close()
 
@@ -79,8 +89,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.context = context = Context(
-        directory=Directory(Catalog(store)),
+        directory=directory,
         fanout=fanout,
+        metrics=metrics,
         ingests=ingest_jobs(store),
         exports=export_jobs(store),
         snapshots=Snapshots(store, data),
@@ -115,7 +126,8 @@ def create_app(
 
         return await context.directory.act(claim.collection, count) > 0
 
-    return Clock(Gate(HotPath(app, search.HOT), security, Authenticator(security, holds)))
+    gate = Gate(HotPath(app, search.HOT), security, Authenticator(security, holds))
+    return Observer(gate, metrics.requests, directory, observation.slow_query_ms)
 
 
 def _describe_bodies(app: FastAPI) -> None:

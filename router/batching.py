@@ -20,9 +20,12 @@ from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
+from prometheus_client import Histogram
+
 from cluster.catalog import Collection
 from shard.model import Hits, SearchParams, VectorColumn
 from shard.rpc.merge import split_hits
+from shard.rpc.origin import Origin, origins
 
 UNDER_WAY = 1
 """Batches alike that are out at a time. With more of them each is smaller, and all are slower."""
@@ -39,6 +42,7 @@ Send: TypeAlias = Callable[[Collection, VectorColumn, SearchParams, float], Awai
 @dataclass(frozen=True, eq=False)
 class _Waiting:
     queries: VectorColumn
+    callers: tuple[Origin, ...]
     deadline: float
     found: asyncio.Future[Hits]
 
@@ -47,8 +51,14 @@ class SearchBatcher:
     """Gathers searches for ``send``. Use from one event loop."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self._forward = send
         self._lanes: dict[tuple[str, SearchParams], _Lane] = {}
+        self.sizes = Histogram(
+            "shoal_batch_queries",
+            "Queries that go to the shards together.",
+            buckets=(1, 2, 4, 8, 16, 32, MAX_BATCH),
+            registry=None,
+        )
 
     async def search(
         self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
@@ -62,6 +72,12 @@ class SearchBatcher:
             lane = _Lane(self._send, collection, params, lambda: self._lanes.pop(key, None))
             self._lanes[key] = lane
         return await lane.search(queries, timeout)
+
+    def _send(
+        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
+    ) -> Awaitable[Hits]:
+        self.sizes.observe(queries.rows)
+        return self._forward(collection, queries, params, timeout)
 
 
 class _Lane:
@@ -80,7 +96,7 @@ class _Lane:
 
     async def search(self, queries: VectorColumn, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(queries, monotonic() + timeout, found))
+        self._waiting.append(_Waiting(queries, origins.get(), monotonic() + timeout, found))
         self._fill_soon()
         try:
             async with asyncio.timeout(timeout + _GRACE_SECONDS):
@@ -138,6 +154,18 @@ class _Lane:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = VectorColumn.concatenate([one.queries for one in batch])
+        origins.set(
+            tuple(
+                Origin(
+                    caller.request_id,
+                    caller.traceparent,
+                    caller.share * one.queries.rows / queries.rows,
+                    caller.charges,
+                )
+                for one in batch
+                for caller in one.callers
+            )
+        )
         timeout = max(one.deadline for one in batch) - monotonic()
         try:
             hits = await self._send(self._collection, queries, self._params, timeout)

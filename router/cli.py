@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from router.security.settings import Security
 from shard.errors import ShoalError
 
 NODE_RESOURCE = "shard_server"
+if TYPE_CHECKING:
+    from cluster.logs import LogFormat
 
 # gRPC's own log. What went wrong, Shoal says. gRPC reads this when it is imported, which is why
 # the commands import what they need themselves.
@@ -32,6 +34,19 @@ _log_level = click.option(
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="warning",
     help="Logs go to stderr.",
+)
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Lines of text, or JSON objects, one a line.",
+)
+_slow_query_ms = click.option(
+    "--slow-query-ms",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Requests that take so long are logged, with where their time went; 0: none.",
 )
 
 
@@ -65,6 +80,8 @@ _log_level = click.option(
 @click.option("--scratch", help="Directory for local copies.  [default: beside the data]")
 @click.option("--ray-address", help="Ray cluster to join.  [default: start one here]")
 @_log_level
+@_log_format
+@_slow_query_ms
 @guarded
 def serve_command(
     data: str,
@@ -77,9 +94,12 @@ def serve_command(
     scratch: str | None,
     ray_address: str | None,
     log_level: str,
+    log_format: LogFormat,
+    slow_query_ms: int,
     security: Security,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
+    from router.observing import Observation
     from router.serve import ServeSettings, serve
 
     settings = ServeSettings(
@@ -94,6 +114,8 @@ def serve_command(
         ray_address=ray_address,
         log_level=log_level,
         security=security,
+        log_format=log_format,
+        observation=Observation(slow_query_ms=slow_query_ms),
     )
     _run(lambda: serve(settings, _tell_ready))
 
@@ -112,6 +134,8 @@ def serve_command(
     "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
 )
 @_log_level
+@_log_format
+@_slow_query_ms
 @guarded
 def router_command(
     data: str,
@@ -120,9 +144,12 @@ def router_command(
     grpc_port: int,
     shards: int,
     log_level: str,
+    log_format: LogFormat,
+    slow_query_ms: int,
     security: Security,
 ) -> None:
     """Answer requests, for a cluster that `shoal supervise` or `shoal serve` runs."""
+    from router.observing import Observation
     from router.standalone import RouterSettings, route
 
     settings = RouterSettings(
@@ -132,6 +159,8 @@ def router_command(
         grpc_port=grpc_port,
         shards=shards,
         log_level=log_level,
+        log_format=log_format,
+        observation=Observation(slow_query_ms=slow_query_ms),
         security=security,
     )
     _run(lambda: route(settings, _tell_ready))

@@ -40,6 +40,19 @@ class Directory:
         self._revalidation: asyncio.Task[object] | None = None
         self._revalidates_since = float("-inf")
 
+    def known(self, name: str) -> str:
+        """The own name of the collection of that name or alias, as it is cached; else empty."""
+        collection = self._names.get(name)
+        return "" if collection is None else collection.name
+
+    def has(self, name: str) -> bool:
+        """Whether a collection has that name of its own, as it is cached."""
+        return name in self._names.collections
+
+    def names_by_id(self) -> dict[str, str]:
+        """Of all collections, as they are cached."""
+        return {one.id: name for name, one in self._names.collections.items()}
+
     async def refresh(self) -> Names:
         """What the catalog has, read no earlier than this call; not to be changed.
 

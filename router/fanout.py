@@ -19,13 +19,14 @@ import grpc
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
 from cluster.catalog import Collection
 from cluster.topology import Topology, TopologyWatcher
 from router.batching import SearchBatcher
 from router.payload_schema import indexed
 from shard import facets
-from shard.errors import NotFound, Unavailable
+from shard.errors import NotFound, ShoalError, Unavailable
 from shard.model import (
     Delete,
     Frequencies,
@@ -90,6 +91,14 @@ class Fanout:
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._batcher = SearchBatcher(self._search)
+        self._retries = Counter(
+            "shoal_shard_call_retries",
+            "Calls to shard servers that are made again.",
+            ["error"],
+            registry=None,
+        )
+        self.metrics = (self._batcher.sizes, self._retries)
+        """What is counted here."""
 
     def check_servers(self) -> None:
         """Raises Unavailable while the topology knows no shard server."""
@@ -331,6 +340,20 @@ class Fanout:
         }
         return [infos[shard] for shard in range(collection.shard_count)]
 
+    async def collect(self, *, timeout: float) -> dict[str, bytes | None]:
+        """What `ShardClient.metrics` answers for every shard server, by its name; None for one that
+        has not answered in time."""
+        topology = self._topology.current
+
+        async def ask(address: str) -> bytes | None:
+            try:
+                return await self._client(topology, address).metrics(timeout=timeout)
+            except (ShoalError, TimeoutError):
+                return None
+
+        answers = await asyncio.gather(*map(ask, topology.servers.values()))
+        return dict(zip(topology.servers, answers, strict=True))
+
     async def close(self) -> None:
         """Close every connection; calls under way are cut off."""
         for task in self._closing:
@@ -346,7 +369,8 @@ class Fanout:
         timeout: float,
     ) -> list[Answer[T]]:
         """What the servers answer, each with those of ``shards`` that it answers for."""
-        return await _Request(self._topology, self._client, collection, call, timeout).ask(shards)
+        request = _Request(self._topology, self._client, self._retries, collection, call, timeout)
+        return await request.ask(shards)
 
     def _client(self, topology: Topology, address: str) -> ShardClient:
         if topology is not self._clients_of:
@@ -367,12 +391,14 @@ class _Request(Generic[T]):
         self,
         topology: TopologyWatcher,
         connect: Callable[[Topology, str], ShardClient],
+        retries: Counter,
         collection: Collection,
         call: Callable[[ShardClient, list[int], float], Awaitable[T]],
         timeout: float,
     ) -> None:
         self._topology = topology
         self._connect = connect
+        self._retries = retries
         self._collection = collection
         self._call = call
         self._timeout = timeout
@@ -395,6 +421,7 @@ class _Request(Generic[T]):
                 return [(asked, await self._call(client, asked, self._left))]
             except (Unavailable, NotFound) as error:
                 await self._pause(topology, attempt, error)
+                self._retries.labels(type(error).__name__).inc()
             except TimeoutError:
                 raise TimeoutError(
                     f"collection `{self._collection.name}`: "

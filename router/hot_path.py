@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
@@ -25,6 +25,12 @@ Handler: TypeAlias = Callable[[Request, str], Awaitable[Response]]
 """Answers a request for the collection of that name."""
 
 
+class HotRoute(NamedTuple):
+    """What a request's scope has for FastAPI's own routes, as far as it is wanted."""
+
+    path: str
+
+
 class HotPath:
     """ASGI application: ``POST /collections/{name}/{route}`` goes to ``handlers[route]``, and
     everything else to ``api``.
@@ -33,6 +39,7 @@ class HotPath:
     def __init__(self, api: FastAPI, handlers: Mapping[str, Handler]) -> None:
         self._api = api
         self._handlers = handlers
+        self._routes = {route: HotRoute(f"/collections/{{name}}/{route}") for route in handlers}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
@@ -45,6 +52,8 @@ class HotPath:
             await self._api(scope, receive, send)
             return
         scope["app"] = self._api  # There handlers find the application's state.
+        scope["route"] = self._routes[route]
+        scope["path_params"] = {"name": name}
         request = Request(scope, receive)
         try:
             response = await handler(request, name)

@@ -19,6 +19,7 @@ from cluster.topology import TopologyWatcher
 from router.app import create_app
 from router.fanout import Fanout
 from router.grpc import server as grpc_server
+from router.observing import Observation
 from router.security.settings import Security
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
@@ -38,6 +39,7 @@ async def routing(
     grpc_address: tuple[str, int],
     default_shards: int,
     security: Security,
+    observation: Observation,
 ) -> AsyncIterator[health.aio.HealthServicer]:  # type: ignore[name-defined]  # not in the stubs
     """Answers what comes to ``listening`` and, by gRPC, to host and port of ``grpc_address``, both
     of which other processes may share, and drains at the end.
@@ -50,7 +52,12 @@ async def routing(
     if security.cluster_tls is not None:
         credentials = channel_credentials(security.cluster_tls)
     app = create_app(
-        store, data, Fanout(watcher, credentials), default_shards=default_shards, security=security
+        store,
+        data,
+        Fanout(watcher, credentials),
+        default_shards=default_shards,
+        security=security,
+        observation=observation,
     )
     server = _HttpServer(
         uvicorn.Config(

@@ -24,11 +24,13 @@ import msgspec
 import uvloop
 from grpc_health.v1 import health_pb2
 
+from cluster.logs import LogFormat
 from cluster.settings import ClusterSettings, configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.child import Child, kept_running
 from router.grpc.server import reserved_port
 from router.http import DRAIN_SECONDS, routing
+from router.observing import Observation
 from router.security.settings import OPEN, Security
 from router.worker import WorkerSettings
 from shard.errors import InvalidInput, Unavailable
@@ -57,6 +59,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     ray_address: str | None = None
     log_level: str = "info"
     security: Security = OPEN
+    log_format: LogFormat = "text"
+    observation: Observation = Observation()
 
 
 def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
@@ -64,7 +68,7 @@ def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
 
     Raises InvalidInput, Unavailable or OSError where the service cannot start.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     with _data_lock(settings), _scratch(settings) as scratch:
         uvloop.run(_serve(settings, scratch, ready))
 
@@ -77,6 +81,7 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
         grpc_port = stack.enter_context(reserved_port(settings.host, settings.grpc_port))
+        observations = stack.enter_context(_observations(settings))
         cluster = await stack.enter_async_context(
             kept_running(
                 "cluster.local",
@@ -98,19 +103,20 @@ async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], N
                 (settings.host, grpc_port),
                 settings.shards,
                 settings.security,
+                observations[0],
             )
         )
         workers = [
             await stack.enter_async_context(
                 kept_running(
                     "router.worker",
-                    _worker_settings(settings, listening, grpc_port),
+                    _worker_settings(settings, listening, grpc_port, observation),
                     stop_seconds=WORKER_STOP_SECONDS,
                     pass_fds=[listening.fileno()],
                     secrets=settings.security,
                 )
             )
-            for _ in range(settings.routers - 1)
+            for observation in observations[1:]
         ]
         for worker in workers:  # All at once, and not one after the other.
             stack.callback(worker.running.cancel)
@@ -170,6 +176,19 @@ def _scratch(settings: ServeSettings) -> Iterator[str]:
             path.rmdir()
 
 
+@contextmanager
+def _observations(settings: ServeSettings) -> Iterator[list[Observation]]:
+    """That of each router; several of them share a directory, which lasts as long as this."""
+    if settings.routers == 1:
+        yield [settings.observation]
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-routers-") as shared:
+        yield [
+            msgspec.structs.replace(settings.observation, router=router, shared=shared)
+            for router in range(settings.routers)
+        ]
+
+
 def stop_on_signals() -> asyncio.Event:
     """An event that the first signal sets; the second one ends the process at once."""
     stopping = asyncio.Event()
@@ -226,11 +245,12 @@ def _cluster_settings(settings: ServeSettings, scratch: str) -> ClusterSettings:
         ray_address=settings.ray_address,
         tls=settings.security.cluster_tls,
         log_level=settings.log_level,
+        log_format=settings.log_format,
     )
 
 
 def _worker_settings(
-    settings: ServeSettings, listening: socket.socket, grpc_port: int
+    settings: ServeSettings, listening: socket.socket, grpc_port: int, observation: Observation
 ) -> WorkerSettings:
     return WorkerSettings(
         data=settings.data,
@@ -239,4 +259,6 @@ def _worker_settings(
         host=settings.host,
         grpc_port=grpc_port,
         log_level=settings.log_level,
+        log_format=settings.log_format,
+        observation=observation,
     )

@@ -13,10 +13,12 @@ import msgspec
 import uvloop
 from grpc_health.v1 import health_pb2
 
+from cluster.logs import LogFormat
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.grpc.server import reserved_port
 from router.http import routing
+from router.observing import Observation
 from router.security.settings import OPEN, Security
 from router.serve import stop_on_signals, url_of
 from shard.objects import open_object_store
@@ -31,6 +33,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int
     shards: int
     log_level: str
+    log_format: LogFormat = "text"
+    observation: Observation = Observation()
     security: Security = OPEN
 
 
@@ -40,7 +44,7 @@ def route(settings: RouterSettings, ready: Callable[[str], None]) -> None:
     Raises InvalidInput, NotFound, Unavailable or OSError where the router cannot start. It does
     start without shard servers; ``/readyz`` tells of them.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     uvloop.run(_route(settings, ready))
 
 
@@ -60,6 +64,7 @@ async def _route(settings: RouterSettings, ready: Callable[[str], None]) -> None
                 (settings.host, grpc_port),
                 settings.shards,
                 settings.security,
+                settings.observation,
             ) as wellness,
         ):
             await wellness.set("", health_pb2.HealthCheckResponse.SERVING)

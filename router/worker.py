@@ -17,9 +17,11 @@ import msgspec
 import uvloop
 from grpc_health.v1 import health_pb2
 
+from cluster.logs import LogFormat
 from cluster.settings import configure_logging
 from cluster.topology import TopologyWatcher, poll_seconds
 from router.http import routing
+from router.observing import Observation
 from router.security.settings import Security
 from shard.errors import ShoalError
 from shard.objects import open_object_store
@@ -35,11 +37,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     grpc_port: int
     log_level: str
+    log_format: LogFormat
+    observation: Observation
 
 
 def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=WorkerSettings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     security = msgspec.json.decode(_line(), type=Security)
     try:
         uvloop.run(_route(settings, security))
@@ -64,6 +68,7 @@ async def _route(settings: WorkerSettings, security: Security) -> None:
             (settings.host, settings.grpc_port),
             settings.shards,
             security,
+            settings.observation,
         ) as wellness,
     ):
         await wellness.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -113,6 +113,7 @@ class ShardEngine:
 
         self._flushing = Lock()
         self._frozen: tuple[Layer | None, int] | None = None
+        self._frozen_since: float | None = None
         self._covered = manifest.sequence
         self._manifesting = Lock()
         self._uncommitted = False
@@ -246,6 +247,8 @@ class ShardEngine:
     def info(self) -> ShardInfo:
         """What the shard holds and is doing."""
         view = self._state.view
+        unsaved = self._frozen_since or self._dirty_since
+        waiting_writes, waiting_bytes = self._queue.waiting
         to_merge = choose_merge(view.layers, self._config, settled=True)
         return ShardInfo(
             points=view.count(),
@@ -264,6 +267,12 @@ class ShardEngine:
                 for one in view.layers
                 if one.segment_id
             ],
+            garbage=len(self._garbage),
+            memtable_rows=self._state.memtable_rows,
+            memtable_bytes=self._state.memtable_bytes,
+            waiting_writes=waiting_writes,
+            waiting_bytes=waiting_bytes,
+            unsaved_seconds=0.0 if unsaved is None else monotonic() - unsaved,
             error=str(self._failure) if self._failure else self._error,
         )
 
@@ -458,7 +467,7 @@ class ShardEngine:
 
     def _flush_alone(self) -> None:
         if self._frozen is None:
-            self._dirty_since, self._log_bytes = None, 0
+            self._frozen_since, self._dirty_since, self._log_bytes = self._dirty_since, None, 0
             self._frozen = self._state.freeze()
             self._notify()
         layer, sequence = self._frozen
@@ -526,6 +535,8 @@ class ShardEngine:
                         taken_in=sorted(self._taken_in),
                     )
                 )
+                if self._frozen is None:
+                    self._frozen_since = None
                 for segment_id in garbage:
                     self._segments.delete(segment_id)
                     self._garbage.discard(segment_id)

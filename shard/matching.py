@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from shard import usage
 from shard.filter import matcher
 from shard.model import Keys, Mask
 
@@ -40,6 +41,7 @@ class Matching:
             packed = self._masks.get(filter)
             if packed is not None:
                 self._masks.move_to_end(filter)
+        usage.count(masks=1, masks_made=packed is None)
         if packed is None:
             # Two threads may do the same work; neither waits for the other.
             packed = np.packbits(_matches(filter, keys, payloads(), has))

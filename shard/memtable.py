@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from shard import usage
 from shard.growing import GrowingArray, GrowingColumn
 from shard.index.columns import ColumnIndex, open_column
 from shard.matching import Matching
@@ -112,7 +113,9 @@ class MemtableRows:
 
     def payload_batches(self) -> Iterable[Sequence[bytes]]:
         """Those of all rows, in order."""
-        return [self._payloads[: self.rows]]
+        payloads = self._payloads[: self.rows]
+        usage.count(payload_bytes=sum(map(len, payloads)))
+        return [payloads]
 
     def payloads(self, rows: Rows) -> list[bytes]:
         return [self._payloads[row] for row in rows.tolist()]

@@ -451,5 +451,14 @@ class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_sequence: int
     """Log sequence up to which the newest snapshot covers."""
     segments: list[SegmentInfo] = []
+    garbage: int = 0
+    """Segments that are needed no more, and still to be deleted."""
+    memtable_rows: int = 0
+    memtable_bytes: int = 0
+    waiting_writes: int = 0
+    """Writes that are still to be committed to the log."""
+    waiting_bytes: int = 0
+    unsaved_seconds: float = 0.0
+    """How long ago the oldest write was applied that no snapshot covers."""
     error: str | None = None
     """Why the last background build or snapshot failed, if it did."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from shard import usage
 from shard.errors import Corrupt
 from shard.index.calibration import calibrate
 from shard.index.columns import ColumnIndex, open_column
@@ -198,7 +199,9 @@ class Segment:
 
     def payload_batches(self) -> Iterable[Sequence[bytes]]:
         """Those of all rows, in order."""
-        return (column.to_pylist() for column in self._payloads)
+        for column in self._payloads:
+            usage.count(payload_bytes=column.nbytes)
+            yield column.to_pylist()
 
     def payloads(self, rows: Rows) -> list[bytes]:
         """The payloads of ``rows``, in that order."""

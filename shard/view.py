@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shard import facets
+from shard import facets, usage
 from shard.errors import InvalidInput
 from shard.index.columns import ColumnIndex, SparseColumn
 from shard.index.examples import Examples
@@ -77,7 +77,8 @@ class Layer:
         """The layer with only those rows alive that the filter lets through; ``b""``: all."""
         if not filter or not self.live:
             return self
-        mask = self.source.matching(filter)
+        with usage.stage("filter"):
+            mask = self.source.matching(filter)
         return replace(self, alive=mask if self.alive is None else mask & self.alive)
 
     def among(self, keys: Keys) -> Layer:
@@ -186,7 +187,6 @@ class View:
 
     def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
         """The nearest points to each of ``queries``, which are prepared."""
-        count = 1 if params.examples else queries.rows
         searched = [
             (number, *layer.search(queries, params))
             for number, layer in enumerate(self._searched(params))
@@ -194,10 +194,19 @@ class View:
         ]
         if not searched:
             return Hits(
-                np.zeros(count, np.int64),
+                np.zeros(1 if params.examples else queries.rows, np.int64),
                 np.empty(0, np.float32),
                 self._points(_Located.none(), params.with_payload, params.with_vectors),
             )
+        with usage.stage("merge"):
+            lengths, hit_scores, located, hit_keys = self._merged(searched, params)
+        points = self._points(located, params.with_payload, params.with_vectors, hit_keys)
+        return Hits(lengths, hit_scores, points)
+
+    def _merged(
+        self, searched: Sequence[tuple[int, Rows, Scores]], params: SearchParams
+    ) -> tuple[NDArray[np.int64], Scores, _Located, Keys]:
+        """Lengths, scores, places and keys of the nearest, query by query."""
         higher_is_nearer = self.config.higher_is_nearer(params)
         layers, rows, scores = _nearest(searched, params.limit, higher_is_nearer)
         kept = rows >= 0
@@ -212,30 +221,30 @@ class View:
         if (hit_scores[1:] == hit_scores[:-1]).any():
             # Equal scores answer in key order, so that answers do not depend on the layers.
             rank = -hit_scores if higher_is_nearer else hit_scores
-            order = np.lexsort((hit_keys, rank, np.repeat(np.arange(count), lengths)))
+            order = np.lexsort((hit_keys, rank, np.repeat(np.arange(len(lengths)), lengths)))
             located = _Located(located.layers[order], located.rows[order])
             hit_scores, hit_keys = hit_scores[order], hit_keys[order]
-        points = self._points(located, params.with_payload, params.with_vectors, hit_keys)
-        return Hits(lengths, hit_scores, points)
+        return lengths, hit_scores, located, hit_keys
 
     def rank(self, params: RankParams) -> Ranked:
         """The first points in the order that is asked for."""
         layers = self._searched(params)
         if params.order_by:
             asked = ordering(params.order_by)
-            parts = [
-                [
-                    (value, key, (number, row))
-                    for value, key, row in asked.first(
-                        layer.source.keys,
-                        layer.source.payload_batches(),
-                        layer.alive,
-                        params.limit,
-                    )
+            with usage.stage("scan"):
+                parts = [
+                    [
+                        (value, key, (number, row))
+                        for value, key, row in asked.first(
+                            layer.source.keys,
+                            layer.source.payload_batches(),
+                            layer.alive,
+                            params.limit,
+                        )
+                    ]
+                    for number, layer in enumerate(layers)
+                    if layer.live
                 ]
-                for number, layer in enumerate(layers)
-                if layer.live
-            ]
             found = asked.merge(parts, params.limit)
             values = [value for value, _, _ in found]
             places = [place for _, _, place in found]
@@ -254,11 +263,13 @@ class View:
 
     def facet(self, key: str, filter: bytes) -> facets.Counts:
         """In how many of the points that the filter lets through each value of a field occurs."""
-        return facets.total(
-            facets.count(key, layer.source.payload_batches(), layer.alive)
-            for layer in (one.matching(filter) for one in self.layers)
-            if layer.live
-        )
+        layers = [layer.matching(filter) for layer in self.layers]
+        with usage.stage("scan"):
+            return facets.total(
+                facets.count(key, layer.source.payload_batches(), layer.alive)
+                for layer in layers
+                if layer.live
+            )
 
     def _searched(self, params: SearchParams | RankParams) -> list[Layer]:
         layers = [layer.matching(params.filter) for layer in self.layers]
@@ -340,13 +351,20 @@ class View:
         keys: Keys | None = None,
     ) -> Points:
         payloads: list[bytes] | None = None
-        if with_payload:
-            payloads = [b""] * len(located.rows)
-            for layer, where, rows in located.by_layer(self.layers):
-                for place, payload in zip(where.tolist(), layer.source.payloads(rows), strict=True):
-                    payloads[place] = payload
-        vectors = {name: self._vectors(name, located) for name in with_vectors}
-        return Points(self._keys(located) if keys is None else keys, payloads, vectors)
+        with usage.stage("payload"):
+            if with_payload:
+                payloads = self._payloads(located)
+            vectors = {name: self._vectors(name, located) for name in with_vectors}
+            keys = self._keys(located) if keys is None else keys
+        return Points(keys, payloads, vectors)
+
+    def _payloads(self, located: _Located) -> list[bytes]:
+        payloads = [b""] * len(located.rows)
+        for layer, where, rows in located.by_layer(self.layers):
+            for place, payload in zip(where.tolist(), layer.source.payloads(rows), strict=True):
+                payloads[place] = payload
+        usage.count(payload_bytes=sum(map(len, payloads)))
+        return payloads
 
     def _vectors(self, name: str, located: _Located) -> VectorColumn:
         if name not in self.config.names:

@@ -60,6 +60,11 @@ class WriteQueue:
         self._refusal: ShoalError | None = None
         self._closed = False
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Writes that wait, and their bytes."""
+        return len(self._writes), self._bytes
+
     def put(self, write: Write) -> None:
         """Raises Overloaded when the queue is full, and what it was told to refuse with."""
         size = write.bytes

@@ -76,15 +76,16 @@ class ShoalInProcess:
         self._exits.close()
 
     @contextmanager
-    def router(self) -> Iterator[str]:
-        """Runs one more router; its URL."""
-        with self._router() as (url, _):
+    def router(self, **settings: Any) -> Iterator[str]:
+        """Runs one more router, with ``settings`` of its own; its URL."""
+        with self._router(**settings) as (url, _):
             yield url
 
     @contextmanager
-    def _router(self) -> Iterator[tuple[str, int]]:
+    def _router(self, **settings: Any) -> Iterator[tuple[str, int]]:
         fanout = Fanout(cast(TopologyWatcher, _Watcher(self)))
-        app = create_app(self._store, str(self._directory / "store"), fanout, **self._settings)
+        settings = self._settings | settings
+        app = create_app(self._store, str(self._directory / "store"), fanout, **settings)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         with socket.create_server((HOST, 0)) as listening, reserved_port(HOST, 0) as port:
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import psutil
 
@@ -21,9 +21,16 @@ STOP_SECONDS = 60
 class ShoalProcess:
     """One service over ``data``. A context manager that leaves nothing of it running."""
 
-    def __init__(self, data: str | Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        stderr: IO[str] | None = None,
+    ) -> None:
         self._arguments = ["--data", str(data), "--port", "0", "--grpc-port", "0", *options]
         self._env = os.environ | (env or {})
+        self._stderr = stderr
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -32,6 +39,7 @@ class ShoalProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "router.cli", "serve", *self._arguments],
             stdout=subprocess.PIPE,
+            stderr=self._stderr,
             text=True,
             env=self._env,
             start_new_session=True,

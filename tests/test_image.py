@@ -19,7 +19,7 @@ from tests.kubernetes import render
 ROOT = Path(__file__).parents[1]
 IMAGE = ROOT / "deploy" / "image"
 BIN = Path(sys.executable).parent
-DOCKERFILE = (IMAGE / "Dockerfile").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def lines_of(instruction: str) -> list[str]:
@@ -60,7 +60,7 @@ def needed_by(package: str) -> set[str]:
 
 def test_hadolint_has_nothing_to_say() -> None:
     checked = subprocess.run(
-        [BIN / "hadolint", IMAGE / "Dockerfile"], capture_output=True, text=True, check=False
+        [BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout) == (0, "")
 
@@ -119,7 +119,7 @@ def test_it_runs_as_the_chart_has_it() -> None:
 
 
 def test_what_it_copies_is_there_and_sent_to_the_builder() -> None:
-    sent = (IMAGE / "Dockerfile.dockerignore").read_text().splitlines()
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
     assert sent[0] == "*"
     for line in lines_of("COPY"):
         if line.startswith("--from"):

@@ -10,7 +10,6 @@ import orjson
 from fastapi import Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.export.jobs import ExportJob
 from cluster.ingest.jobs import IngestJob
@@ -19,6 +18,7 @@ from cluster.snapshots import Snapshots
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
+from router.metrics import RouterMetrics
 from router.security.access import FULL, Access, Level
 from router.security.locations import Locations
 
@@ -29,6 +29,7 @@ class Context:
 
     directory: Directory
     fanout: Fanout
+    metrics: RouterMetrics
     ingests: Jobs[IngestJob]
     exports: Jobs[ExportJob]
     snapshots: Snapshots
@@ -79,17 +80,6 @@ def _write_options(
 
 
 Writing = Annotated[WriteOptions, Depends(_write_options)]
-
-
-class Clock:
-    """ASGI middleware that notes when a request began, for the ``time`` of its answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["started"] = perf_counter()
-        await self.app(scope, receive, send)
 
 
 async def read_body(request: Request) -> bytes:

@@ -28,8 +28,10 @@ Context: TypeAlias = aio.ServicerContext[Message, Message]
 
 MAX_DETAILS_BYTES = 1_500
 """Of UTF-8; percent-encoded they are up to three times as many, of the 8 KiB that clients take."""
-_FORWARDED = ("api-key", "authorization")
+_FORWARDED = ("api-key", "authorization", "x-request-id")
 """Metadata that is passed on as headers."""
+_ANSWERED = {"x-request-id", "retry-after"}
+"""Headers that are passed back as trailing metadata."""
 _OPTIONS = (
     ("grpc.so_reuseport", 1),
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
@@ -136,6 +138,8 @@ def _handler(app: ASGIApp, method: MethodDescriptor) -> Any:
             headers,
             orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY) if has_body else b"",
         )
+        answered = [(name, response.headers[name]) for name in _ANSWERED & response.headers.keys()]
+        context.set_trailing_metadata(tuple(answered))
         given = orjson.loads(response.body)
         if response.status != 200:
             await _abort_with(context, method, response, given["status"]["error"])
@@ -158,16 +162,10 @@ async def _abort_with(
         code = StatusCode.UNIMPLEMENTED
     if code is StatusCode.UNIMPLEMENTED:
         message = f"Shoal does not have {method.full_name}"
-    retry = response.headers.get("retry-after")
-    await _abort(context, code, message, () if retry is None else (("retry-after", retry),))
+    await _abort(context, code, message)
 
 
-async def _abort(
-    context: Context,
-    code: StatusCode,
-    message: str,
-    metadata: tuple[tuple[str, str], ...] = (),
-) -> NoReturn:
+async def _abort(context: Context, code: StatusCode, message: str) -> NoReturn:
     details = message.encode()[:MAX_DETAILS_BYTES].decode(errors="ignore")
-    await context.abort(code, details, metadata)
+    await context.abort(code, details)
     raise AssertionError("abort raises")

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shard import usage
 from shard.index import maxsim, sparse
 from shard.index.exact import rerank, scan, similarities
 from shard.index.ivfpq import IvfPqIndex
@@ -187,7 +188,8 @@ class _MultiColumn:
                 found = self._index.candidates(tokens, count, lists, alive[self._row_of])
                 near = np.unique(self._row_of[found[found >= 0]])
                 compared = near if len(near) >= min(limit, len(live)) else live
-            close = maxsim.similarities(self._column, compared, tokens, self._distance)
+            with usage.stage("rerank"):
+                close = maxsim.similarities(self._column, compared, tokens, self._distance)
             best = np.argsort(-close, kind="stable")[:limit]
             rows[query, : len(best)] = compared[best]
             scores[query, : len(best)] = maxsim.scores(close[best], self._distance)
@@ -225,7 +227,8 @@ class SparseColumn:
         rows = np.full((queries.rows, limit), -1, np.int64)
         scores = np.zeros((queries.rows, limit), np.float32)
         for query in range(queries.rows):
-            products, met = self._products(queries, query)
+            with usage.stage("scan"):
+                products, met = self._products(queries, query)
             if alive is not None:
                 met &= alive
             found = np.flatnonzero(met)

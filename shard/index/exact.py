@@ -7,6 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from shard import usage
 from shard.model import Distance, Mask, Rows, Scores, Vectors
 
 _BLOCK_BYTES = 8 << 20
@@ -24,10 +25,13 @@ def scan(
     with row -1 where there are fewer. Scores are similarities for cosine and dot, distances for
     euclid (not squared) and manhattan.
     """
-    if distance is Distance.MANHATTAN:
-        rows = _scan_manhattan(vectors, queries, limit, alive)
-    else:
-        rows = _scan(vectors, queries, limit, distance, alive)
+    with usage.stage("scan"):
+        if distance is Distance.MANHATTAN:
+            rows = _scan_manhattan(vectors, queries, limit, alive)
+        else:
+            rows = _scan(vectors, queries, limit, distance, alive)
+    live = len(vectors) if alive is None else int(np.count_nonzero(alive))
+    count_vectors(len(queries) * live, vectors)
     return rerank(vectors, queries, rows, limit, distance)
 
 
@@ -38,6 +42,19 @@ def rerank(
 
     Candidates are rows of ``vectors``, in any order, then -1.
     """
+    count_vectors(int(np.count_nonzero(candidates >= 0)), vectors)
+    with usage.stage("rerank"):
+        return _nearest(vectors, queries, candidates, limit, distance)
+
+
+def count_vectors(compared: int, vectors: Vectors) -> None:
+    """Tell that so many of ``vectors`` are compared."""
+    usage.count(vectors=compared, vector_bytes=compared * vectors.shape[1] * vectors.itemsize)
+
+
+def _nearest(
+    vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
+) -> tuple[Rows, Scores]:
     if distance is not Distance.MANHATTAN and candidates.shape[1] >= limit:
         rows, scores = _rerank(vectors, queries, candidates, limit, distance)
         # Too few candidates, or scores that overflow, are for the careful way.
@@ -106,6 +123,7 @@ def similarities(vectors: Vectors, rows: Rows, queries: Vectors, distance: Dista
 
     Higher is nearer: products, or negative distances, for Euclid squared.
     """
+    count_vectors(len(queries) * len(rows), vectors)
     found = np.empty((len(queries), len(rows)), np.float32)
     step = max(1, _BLOCK_BYTES // (vectors.itemsize * vectors.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -162,7 +180,7 @@ def _scan_manhattan(vectors: Vectors, queries: Vectors, limit: int, alive: Mask 
             metric=faiss.METRIC_L1,
         )
         candidates = np.concatenate([best, block[found]], axis=1)
-        best, _ = rerank(
+        best, _ = _nearest(
             vectors, queries, candidates, min(limit, candidates.shape[1]), Distance.MANHATTAN
         )
     return best

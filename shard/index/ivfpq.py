@@ -10,6 +10,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from shard import usage
 from shard.errors import Corrupt
 from shard.index import coarse
 from shard.model import Distance, Mask, Rows, Vectors
@@ -112,13 +113,18 @@ class IvfPqIndex:
         ``nprobe`` lists are scanned for each of ``queries`` (q, d); ``alive`` (n,) says which rows
         count, None: all.
         """
-        if alive is None:
-            parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
-        else:
-            selector = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-            parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
-        rows: Rows
-        _, rows = self._index.search(_pad(queries, self._index.d), count, params=parameters)
+        nprobe = min(nprobe, self.lists)
+        # By the lists' mean length; FAISS knows better only for a whole process.
+        codes = len(queries) * self.rows * nprobe // self.lists
+        usage.count(vectors=codes, vector_bytes=codes * self.code_bytes)
+        with usage.stage("scan"):
+            if alive is None:
+                parameters = faiss.SearchParametersIVF(nprobe=nprobe)
+            else:
+                selector = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
+                parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
+            rows: Rows
+            _, rows = self._index.search(_pad(queries, self._index.d), count, params=parameters)
         return rows
 
 

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shard import usage
 from shard.model import Mask, Rows, Scores, VectorColumn
+
+_COMPONENT_BYTES = 8
+"""Of an index, or a row, and a value."""
 
 
 def products(
@@ -17,6 +21,7 @@ def products(
     """Of every row of ``column`` with a query, whose ``indices`` (t,) are ascending; and which rows
     have any of them. Both (n,)."""
     assert column.indices is not None
+    _count(len(column.indices))
     place = np.searchsorted(indices, column.indices)
     place[place == len(indices)] = 0
     met = indices[place] == column.indices if len(indices) else np.zeros(len(place), np.bool_)
@@ -33,6 +38,10 @@ def frequencies(
     assert column.indices is not None
     found = column.indices if alive is None else column.indices[alive[column.row_of()]]
     return np.array([np.count_nonzero(found == index) for index in indices], np.int64)
+
+
+def _count(components: int) -> None:
+    usage.count(vectors=components, vector_bytes=components * _COMPONENT_BYTES)
 
 
 class Postings:
@@ -67,6 +76,7 @@ class Postings:
         for index, value in zip(indices, values, strict=True):
             some = self._of(index)
             rows = self._rows[some]
+            _count(len(rows))
             found[rows] += self._values[some] * value
             met[rows] = True
         return found, met

@@ -5,6 +5,8 @@ from __future__ import annotations
 SERVICE = "shoal.v1.ShardService"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest request and largest answer."""
+REQUEST_ID, TRACEPARENT, COST = "x-request-id", "traceparent", "cost-bin"
+"""Metadata, as `shard.proto` has them."""
 
 # A peer that vanished without closing its connection is noticed within 15 seconds.
 KEEPALIVE = (

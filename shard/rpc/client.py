@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from time import perf_counter
+from typing import Any, TypeVar
 
 import grpc
 import msgspec
@@ -28,9 +29,19 @@ from shard.model import (
 )
 from shard.rpc import codec, tls
 from shard.rpc import shard_pb2 as pb
-from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
+from shard.rpc.channel import (
+    COST,
+    KEEPALIVE,
+    MAX_MESSAGE_BYTES,
+    MESSAGE_LIMITS,
+    REQUEST_ID,
+    SERVICE,
+    TRACEPARENT,
+)
+from shard.rpc.origin import Charge, Origin, origins
 from shard.rpc.status import error_of
 from shard.rpc.stream import CallStream
+from shard.usage import Cost
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
@@ -57,7 +68,13 @@ _METHODS = (
     "Facet",
     "Frequencies",
     "Describe",
+    "Metrics",
 )
+
+
+def _metadata(callers: Sequence[Origin]) -> list[tuple[str, str]]:
+    ids = [(REQUEST_ID, one.request_id) for one in callers]
+    return ids + [(TRACEPARENT, one.traceparent) for one in callers if one.traceparent]
 
 
 class ShardClient:
@@ -87,17 +104,7 @@ class ShardClient:
             self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         # Messages are encoded here, so that their size can be checked with a clear error.
         self._methods = {
-            name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None)
-            for name in (
-                "Write",
-                "Retrieve",
-                "Scroll",
-                "Count",
-                "Rank",
-                "Facet",
-                "Frequencies",
-                "Describe",
-            )
+            name: self._channel.unary_unary(f"/{SERVICE}/{name}", None, None) for name in _METHODS
         }
         calls = self._channel.stream_stream(f"/{SERVICE}/Calls", None, None)
         self._stream = CallStream(lambda: calls(None), address)
@@ -262,6 +269,12 @@ class ShardClient:
             lambda: [msgspec.json.decode(shard, type=ShardInfo) for shard in reply.shards]
         )
 
+    async def metrics(self, *, timeout: float) -> bytes:
+        """What the process has done so far, and all that it holds: Prometheus metrics, as
+        `shard.metrics` packs them, in which collections are named by their ids."""
+        reply = await self._call("Metrics", pb.MetricsRequest(), pb.MetricsReply, timeout)
+        return reply.metrics
+
     async def close(self, grace: float | None = None) -> None:
         """Close the connection; calls under way have ``grace`` seconds to end."""
         await self._stream.close(grace)
@@ -274,11 +287,17 @@ class ShardClient:
                 f"request of {len(data)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
                 "send fewer points or queries at once"
             )
+        callers = origins.get()
+        began = perf_counter()
+        cost: Any = b""
         try:
             if method in self._methods:
-                answer = await self._methods[method](data, timeout=timeout)
+                call = self._methods[method](data, timeout=timeout, metadata=_metadata(callers))
+                answer = await call
+                cost = dict(await call.trailing_metadata()).get(COST, b"")
             else:
-                answer = await self._stream.call(method, data, timeout)
+                found = await self._stream.call(method, data, timeout, callers)
+                answer, cost = found.reply, found.cost
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details() or "", self.address) from None
         except grpc.aio.UsageError as error:
@@ -289,6 +308,12 @@ class ShardClient:
                 raise
             # The call was cancelled and not the caller: `close` ran out of patience.
             raise Unavailable(f"shard server {self.address}: connection closed") from None
+        finally:
+            if callers:
+                spent = self._decode(lambda: Cost.decode(cost))
+                seconds = perf_counter() - began
+                for one in callers:
+                    one.charges.append(Charge(self.address, method, seconds, one.share, spent))
         return self._decode(lambda: reply.FromString(answer))
 
     def _decode(self, decode: Callable[[], T]) -> T:

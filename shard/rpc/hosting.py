@@ -17,7 +17,7 @@ from typing import TypeAlias
 from shard.builder import Builder
 from shard.engine import ShardEngine
 from shard.errors import Corrupt, Fenced, NotFound, Unavailable
-from shard.model import ShardConfig
+from shard.model import ShardConfig, ShardInfo
 from shard.objects import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ class Hosting:
     def status(self) -> dict[ShardId, str]:
         """Every assigned shard's status. May be called from any thread."""
         return {shard_id: shard.status for shard_id, shard in self._shards.copy().items()}
+
+    def infos(self) -> dict[ShardId, ShardInfo]:
+        """What there is to know of every open shard. May be called from any thread."""
+        engines = {one.id: one.engine_or_none for one in self._shards.copy().values()}
+        return {shard_id: one.info() for shard_id, one in engines.items() if one is not None}
 
     async def close(self) -> None:
         """Close every shard, and return once that is done."""

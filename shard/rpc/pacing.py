@@ -10,6 +10,7 @@ batches is slowed down by waiting alone, since the next batch follows the answer
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,6 +112,16 @@ class WritePacer:
         self._waiting = self._most_waiting = 0
         """Bytes, and how many there have been since there were none."""
         self._first = asyncio.Lock()
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second that writes are held to; infinite without a limit."""
+        return math.inf if self._rate is None else self._rate
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the writes that are held back, or about to begin."""
+        return self._waiting
 
     @contextmanager
     def search(self) -> Iterator[None]:

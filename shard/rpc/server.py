@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from time import perf_counter
 from typing import Any, TypeVar
 
 import faiss
@@ -22,20 +24,33 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shard import facets
+from shard import facets, usage
 from shard.builder import Builder
+from shard.engine import ShardEngine
 from shard.errors import InvalidInput, Overloaded
-from shard.model import KEY_BYTES, ShardConfig
+from shard.metrics import pack
+from shard.model import KEY_BYTES, Hits, Operation, SearchParams, ShardConfig, Upsert, VectorColumn
 from shard.objects import ObjectStore
 from shard.rpc import codec, merge
 from shard.rpc import shard_pb2 as pb
-from shard.rpc.channel import KEEPALIVE, MAX_MESSAGE_BYTES, MESSAGE_LIMITS, SERVICE
+from shard.rpc.accounts import Account, Accounts, account
+from shard.rpc.channel import (
+    COST,
+    KEEPALIVE,
+    MAX_MESSAGE_BYTES,
+    MESSAGE_LIMITS,
+    REQUEST_ID,
+    SERVICE,
+    TRACEPARENT,
+)
 from shard.rpc.hosting import HostedShard, Hosting, ShardId
+from shard.rpc.origin import Origin, origins
 from shard.rpc.pacing import CoreTimes, WritePacer, cores
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
 from shard.rpc.tls import server_credentials
 from shard.scheduling import ask_for_short_slices
+from shard.usage import Measured
 
 T = TypeVar("T")
 
@@ -84,6 +99,17 @@ class ShardServer:
         self._hosting = Hosting(store, scratch, self._builder)
         self._pacer = WritePacer(CoreTimes().busy)
         self._waiting = 0
+        self._accounts = Accounts(self._hosting)
+        for name, help, look in (
+            ("waiting_reads", "Reads that wait for a thread or run.", lambda: self._waiting),
+            ("waiting_write_bytes", "Writes held back.", lambda: self._pacer.waiting),
+            (
+                "write_limit_bytes_per_second",
+                "What writes are held to while searches come; infinite without a limit.",
+                lambda: self._pacer.rate,
+            ),
+        ):
+            self._accounts.watch(name, help, look)
         self._thread: Thread | None = None
 
     def start(self) -> int:
@@ -156,6 +182,7 @@ class ShardServer:
             "Facet": (pb.FacetRequest, self._facet),
             "Frequencies": (pb.FrequenciesRequest, self._frequencies),
             "Describe": (pb.DescribeRequest, self._describe),
+            "Metrics": (pb.MetricsRequest, self._metrics),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(partial(self._answer_call, name))
@@ -168,7 +195,11 @@ class ShardServer:
     async def _answer_call(
         self, name: str, data: bytes, context: aio.ServicerContext[bytes, bytes]
     ) -> bytes:
-        status, reply, details = await self._answer(name, data)
+        metadata = context.invocation_metadata() or ()
+        ids = [str(value) for key, value in metadata if key == REQUEST_ID]
+        traceparents = [str(value) for key, value in metadata if key == TRACEPARENT]
+        status, reply, details, cost = await self._answer(name, data, ids, traceparents)
+        context.set_trailing_metadata(((COST, cost),))
         if status is not grpc.StatusCode.OK:
             await context.abort(status, details)
         return reply
@@ -176,29 +207,48 @@ class ShardServer:
     async def _answer_on_stream(self, call: pb.Call) -> pb.Answer:
         try:
             async with asyncio.timeout(call.timeout):
-                status, reply, details = await self._answer(call.method, call.request)
+                status, reply, details, cost = await self._answer(
+                    call.method, call.request, call.request_ids, call.traceparents
+                )
         except TimeoutError:
             status, reply, details = grpc.StatusCode.DEADLINE_EXCEEDED, b"", "deadline exceeded"
-        return pb.Answer(number=call.number, status=status.value[0], reply=reply, details=details)
+            cost = b""
+        return pb.Answer(
+            number=call.number, status=status.value[0], reply=reply, details=details, cost=cost
+        )
 
-    async def _answer(self, name: str, data: bytes) -> tuple[grpc.StatusCode, bytes, str]:
-        """Status, reply and details. The size of the reply is checked."""
+    async def _answer(
+        self, name: str, data: bytes, request_ids: Sequence[str], traceparents: Sequence[str]
+    ) -> tuple[grpc.StatusCode, bytes, str, bytes]:
+        """Status, reply, details and cost. The size of the reply is checked."""
         if name not in self._methods:
-            return grpc.StatusCode.UNIMPLEMENTED, b"", f"no method {name}"
+            return grpc.StatusCode.UNIMPLEMENTED, b"", f"no method {name}", b""
+        origins.set(tuple(map(Origin, request_ids)))
         request_type, method = self._methods[name]
+        began = perf_counter()
+        own = Account()
+        account.set(own)
+        collection_id, status, reply, details = "", grpc.StatusCode.CANCELLED, b"", ""
         try:
-            reply = (await method(request_type.FromString(data))).SerializeToString()
+            request = request_type.FromString(data)
+            collection_id = getattr(getattr(request, "target", request), "collection_id", "")
+            reply = (await method(request)).SerializeToString()
             if len(reply) > MAX_MESSAGE_BYTES:
                 raise InvalidInput(
                     f"answer of {len(reply)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
                     "ask for fewer points, or leave out vectors or payloads"
                 )
+            status = grpc.StatusCode.OK
         except DecodeError as error:
-            return grpc.StatusCode.INVALID_ARGUMENT, b"", f"request: {error}"
+            status, details = grpc.StatusCode.INVALID_ARGUMENT, f"request: {error}"
         except Exception as error:
             status, details = status_of(error, request_type.DESCRIPTOR.name)
-            return status, b"", details
-        return grpc.StatusCode.OK, reply, ""
+        finally:
+            seconds = perf_counter() - began
+            self._accounts.settle(own.cost, collection_id, name, status.name, seconds)
+        if status is not grpc.StatusCode.OK:
+            reply = b""
+        return status, reply, details, own.cost.encode()
 
     async def _write(self, request: pb.WriteRequest) -> pb.WriteReply:
         if not request.writes:
@@ -208,14 +258,21 @@ class ShardServer:
         await self._pacer.turn(request.ByteSize())
         # Everything is decoded before anything is written.
         writes = []
+        written = account.get().cost.usage
         for write in request.writes:
             shard = self._hosting.find((request.collection_id, write.shard))
             if len(write.operations) == 1 and write.operations[0].HasField("edit"):
-                begin = partial(shard.engine.edit, *codec.decode_edit(write.operations[0].edit))
+                edit, chosen, filter = codec.decode_edit(write.operations[0].edit)
+                begin = partial(shard.engine.edit, edit, chosen, filter)
+                operations: list[Operation] = [chosen] if isinstance(chosen, Upsert) else []
             else:
                 operations = codec.decode_operations(write.operations)
                 begin = partial(shard.engine.write, operations)
             writes.append((shard, begin))
+            for one in operations:
+                if isinstance(one, Upsert):
+                    written.written_vector_bytes += sum(c.nbytes for c in one.vectors.values())
+                    written.written_payload_bytes += sum(map(len, one.payloads))
         sequences = await asyncio.gather(
             *(_write_one(shard, begin, request.wait) for shard, begin in writes)
         )
@@ -236,7 +293,7 @@ class ShardServer:
         blocks = [queries.slice(first, end) for first, end in pairwise(bounds)]
         with self._pacer.search():
             found = await self._read(
-                [partial(one.engine.search, block, params) for one in shards for block in blocks]
+                shards, *(partial(_search_block, queries=block, params=params) for block in blocks)
             )
         hits = merge.merge_hits(
             [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
@@ -250,15 +307,10 @@ class ShardServer:
         keys = codec.decode_keys(request.keys)
         names = tuple(request.with_vectors)
         found = await self._read(
-            [
-                partial(
-                    shard.engine.retrieve,
-                    keys,
-                    with_payload=request.with_payload,
-                    with_vectors=names,
-                )
-                for shard in shards
-            ]
+            shards,
+            lambda engine: engine.retrieve(
+                keys, with_payload=request.with_payload, with_vectors=names
+            ),
         )
         return codec.encode_points(merge.concatenate_points(found))
 
@@ -270,85 +322,96 @@ class ShardServer:
             raise InvalidInput(f"start: expected a key of {KEY_BYTES} bytes, or none")
         names = tuple(request.with_vectors)
         found = await self._read(
-            [
-                partial(
-                    shard.engine.scroll,
-                    request.start,
-                    request.limit,
-                    filter=request.filter,
-                    with_payload=request.with_payload,
-                    with_vectors=names,
-                )
-                for shard in shards
-            ]
+            shards,
+            lambda engine: engine.scroll(
+                request.start,
+                request.limit,
+                filter=request.filter,
+                with_payload=request.with_payload,
+                with_vectors=names,
+            ),
         )
         return codec.encode_points(merge.merge_ascending(found, request.limit))
 
     async def _count(self, request: pb.CountRequest) -> pb.CountReply:
         shards = self._find(request.target)
-        counts = await self._read([partial(one.engine.count, request.filter) for one in shards])
+        counts = await self._read(shards, lambda engine: engine.count(request.filter))
         return pb.CountReply(count=sum(counts))
 
     async def _rank(self, request: pb.RankRequest) -> pb.RankReply:
         shards = self._find(request.target)
         params = codec.decode_rank(request)
-        found = await self._read([partial(one.engine.rank, params) for one in shards])
+        found = await self._read(shards, lambda engine: engine.rank(params))
         return codec.encode_ranked(merge.merge_ranked(found, params))
 
     async def _facet(self, request: pb.FacetRequest) -> pb.FacetReply:
         shards = self._find(request.target)
-        found = await self._read(
-            [partial(one.engine.facet, request.key, request.filter) for one in shards]
-        )
+        found = await self._read(shards, lambda engine: engine.facet(request.key, request.filter))
         return pb.FacetReply(counts=orjson.dumps(facets.total(found)))
 
     async def _frequencies(self, request: pb.FrequenciesRequest) -> pb.FrequenciesReply:
         shards = self._find(request.target)
         indices = codec.decode_indices(request.indices)
         found = await self._read(
-            [
-                partial(one.engine.frequencies, request.name, indices, request.filter)
-                for one in shards
-            ]
+            shards, lambda engine: engine.frequencies(request.name, indices, request.filter)
         )
         counts = np.sum(np.array([one.counts for one in found]), axis=0)
         return pb.FrequenciesReply(points=sum(one.points for one in found), counts=counts.tolist())
 
     async def _describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
-        infos = await self._read([shard.engine.info for shard in self._find(request.target)])
+        infos = await self._read(self._find(request.target), lambda engine: engine.info())
         return pb.DescribeReply(shards=map(msgspec.json.encode, infos))
+
+    async def _metrics(self, request: pb.MetricsRequest) -> pb.MetricsReply:
+        # Not by the threads for reads, which may be busy for long.
+        return pb.MetricsReply(metrics=await asyncio.to_thread(pack, self._accounts))
 
     def _find(self, target: pb.Target) -> list[HostedShard]:
         if not target.shards:
             raise InvalidInput("target.shards: expected at least one")
         return [self._hosting.find((target.collection_id, number)) for number in target.shards]
 
-    async def _read(self, reads: Sequence[Callable[[], T]]) -> list[T]:
-        """What ``reads`` answer, dealt out to the threads; on cancel, those not begun are dropped.
+    async def _read(
+        self, shards: Sequence[HostedShard], *reads: Callable[[ShardEngine], T]
+    ) -> list[T]:
+        """What each of ``reads`` answers of each of ``shards``, shard by shard.
 
-        A thread takes its whole share at once: handing over costs as much as a small search.
+        They are dealt out to the threads; on cancel, those not begun are dropped. A thread takes
+        its whole share at once: handing over costs as much as a small search.
         """
-        if self._waiting + len(reads) > MAX_WAITING_READS:
+        jobs = [(one.id[1], partial(read, one.engine)) for one in shards for read in reads]
+        if self._waiting + len(jobs) > MAX_WAITING_READS:
             raise Overloaded(f"{self._waiting} reads are waiting already")
-        hands = min(self._threads, len(reads))
+        hands = min(self._threads, len(jobs))
         abandoned = threading.Event()
+        own = account.get()
+        asked = perf_counter()
 
-        def run(share: Sequence[Callable[[], T]]) -> list[T]:
-            return [read() for read in share if not abandoned.is_set()]
+        def run(share: Sequence[tuple[int, Callable[[], T]]]) -> list[tuple[T, Measured]]:
+            return [usage.measure(read) for _, read in share if not abandoned.is_set()]
 
-        self._waiting += len(reads)
+        self._waiting += len(jobs)
         running = [
-            self._loop.run_in_executor(self._readers, run, reads[hand::hands])
+            # In a copy of the context, for log lines to name the requests.
+            self._loop.run_in_executor(self._readers, copy_context().run, run, jobs[hand::hands])
             for hand in range(hands)
         ]
         try:
             shares = await asyncio.gather(*running)
         finally:
-            self._waiting -= len(reads)
+            self._waiting -= len(jobs)
             abandoned.set()
             for one in running:
                 one.cancel()
-        return [shares[number % hands][number // hands] for number in range(len(reads))]
+        found = [shares[number % hands][number // hands] for number in range(len(jobs))]
+        own.cost.stages["queue"] = max(share[0][1].began for share in shares) - asked
+        for (shard, _), (_, measured) in zip(jobs, found, strict=True):
+            own.add_read(shard, measured)
+        return [result for result, _ in found]
+
+
+def _search_block(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:
+    return engine.search(queries, params)
 
 
 def _answer_searches() -> None:

@@ -7,28 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("number", "method", "request", "timeout")
+    __slots__ = ("number", "method", "request", "timeout", "request_ids", "traceparents")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENTS_FIELD_NUMBER: _ClassVar[int]
     number: int
     method: str
     request: bytes
     timeout: float
-    def __init__(self, number: _Optional[int] = ..., method: _Optional[str] = ..., request: _Optional[bytes] = ..., timeout: _Optional[float] = ...) -> None: ...
+    request_ids: _containers.RepeatedScalarFieldContainer[str]
+    traceparents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., method: _Optional[str] = ..., request: _Optional[bytes] = ..., timeout: _Optional[float] = ..., request_ids: _Optional[_Iterable[str]] = ..., traceparents: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("number", "status", "reply", "details")
+    __slots__ = ("number", "status", "reply", "details", "cost")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
     number: int
     status: int
     reply: bytes
     details: str
-    def __init__(self, number: _Optional[int] = ..., status: _Optional[int] = ..., reply: _Optional[bytes] = ..., details: _Optional[str] = ...) -> None: ...
+    cost: bytes
+    def __init__(self, number: _Optional[int] = ..., status: _Optional[int] = ..., reply: _Optional[bytes] = ..., details: _Optional[str] = ..., cost: _Optional[bytes] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("collection_id", "shards")
@@ -273,6 +279,16 @@ class DescribeRequest(_message.Message):
     TARGET_FIELD_NUMBER: _ClassVar[int]
     target: Target
     def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+
+class MetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MetricsReply(_message.Message):
+    __slots__ = ("metrics",)
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    metrics: bytes
+    def __init__(self, metrics: _Optional[bytes] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
     __slots__ = ("shards",)

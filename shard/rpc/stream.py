@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from shard.errors import Corrupt, Unavailable
 from shard.rpc import shard_pb2 as pb
+from shard.rpc.origin import Origin
 from shard.rpc.status import code_of, error_of
 
 
@@ -34,12 +35,22 @@ class CallStream:
         self._numbers = itertools.count(1)
         self._open: _OpenStream | None = None
 
-    async def call(self, method: str, request: bytes, timeout: float) -> bytes:
-        """The answer to ``request``. Raises TimeoutError, and what `error_of` knows."""
+    async def call(
+        self, method: str, request: bytes, timeout: float, callers: Sequence[Origin]
+    ) -> pb.Answer:
+        """The answer to ``request``, which is a reply. Raises TimeoutError, and what `error_of`
+        knows."""
         if self._open is None or self._open.broken:
             self._open = _OpenStream(self._connect(), self._address)
         stream, number = self._open, next(self._numbers)
-        message = pb.Call(number=number, method=method, request=request, timeout=timeout)
+        message = pb.Call(
+            number=number,
+            method=method,
+            request=request,
+            timeout=timeout,
+            request_ids=[one.request_id for one in callers],
+            traceparents=[one.traceparent for one in callers if one.traceparent],
+        )
         answered: asyncio.Future[pb.Answer] = asyncio.get_running_loop().create_future()
         stream.waiting[number] = answered
         stream.send(message.SerializeToString())
@@ -54,7 +65,7 @@ class CallStream:
                 stream.send(pb.Call(number=number).SerializeToString())
         if answer.status:
             raise error_of(code_of(answer.status), answer.details, self._address)
-        return answer.reply
+        return answer
 
     async def close(self, grace: float | None) -> None:
         """End the stream; calls under way have ``grace`` seconds to end."""

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Shoal's image, in two targets: `cpu`, the last, and `gpu`. From the repository's root:
-#   docker build --file deploy/image/Dockerfile --tag shoal:VERSION .
-#   docker build --file deploy/image/Dockerfile --target gpu --tag shoal:VERSION-gpu .
+#   docker build --tag shoal:VERSION .
+#   docker build --target gpu --tag shoal:VERSION-gpu .
 ARG PYTHON=3.11-slim-bookworm
 
 FROM python:${PYTHON} AS build

@@ -1,0 +1,226 @@
+"""What a router has done, with what all processes tell of themselves: Prometheus metrics.
+
+Requests are counted in plain numbers, which costs a microsecond each, and become metrics when they
+are asked for. Where several router processes share a port, whichever is asked answers for all: each
+keeps a file of its own metrics, at most `PUBLISH_SECONDS` old, in a directory that they share.
+(`prometheus_client` has files for that too, but takes longer to count, and never forgets the series
+of collections that are gone.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from itertools import accumulate
+from pathlib import Path
+from time import time
+from typing import NamedTuple
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    CollectorRegistry,
+    Gauge,
+    Metric,
+    ProcessCollector,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
+
+from router.directory import Directory
+from router.fanout import Fanout
+from shard.errors import Unavailable
+from shard.metrics import Together, pack, unpack
+
+PUBLISH_SECONDS = 1.0
+SCRAPE_SECONDS = 2.0
+"""How long shard servers and the catalog may take to answer."""
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LABELS = ("method", "route", "code", "collection")
+
+
+class Kind(NamedTuple):
+    """What requests are counted by."""
+
+    method: str
+    route: str
+    """As ``/collections/{name}/points``; empty where there is none."""
+    code: str
+    collection: str
+    """Empty for what is about none that exists."""
+
+
+class _Counted:
+    __slots__ = ("buckets", "exemplars", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(_SECONDS) + 1)
+        self.seconds = 0.0
+        self.exemplars: list[Exemplar | None] = [None] * len(self.buckets)
+        """The last traced request of each bucket."""
+
+
+class Requests(Collector):
+    """Counts requests to one router. Use from one event loop."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._counted: dict[Kind, _Counted] = {}
+        self.in_flight = 0
+
+    def count(self, kind: Kind, seconds: float, trace_id: str = "") -> None:
+        """One that has been answered. ``trace_id``: of its trace, if it is kept."""
+        counted = self._counted.get(kind)
+        if counted is None:
+            counted = self._counted[kind] = _Counted()
+        bucket = bisect_left(_SECONDS, seconds)
+        counted.buckets[bucket] += 1
+        counted.seconds += seconds
+        if trace_id:
+            counted.exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time())
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=_LABELS)
+        seconds = HistogramMetricFamily(
+            "shoal_request_seconds",
+            "From when a request comes to a router until it is answered.",
+            labels=_LABELS,
+        )
+        for kind in list(self._counted):
+            if kind.collection and not self._directory.has(kind.collection):
+                del self._counted[kind]
+        for kind, counted in self._counted.items():
+            totals = list(accumulate(counted.buckets))
+            requests.add_metric(kind, totals[-1])
+            bounds = map(floatToGoString, (*_SECONDS, float("inf")))
+            seconds.add_metric(
+                kind,
+                [
+                    (bound, total, exemplar) if exemplar else (bound, total)
+                    for bound, total, exemplar in zip(
+                        bounds, totals, counted.exemplars, strict=True
+                    )
+                ],
+                counted.seconds,
+            )
+        yield requests
+        yield seconds
+
+
+class RouterMetrics:
+    """The metrics of one router process, and on its behalf those of all others."""
+
+    def __init__(
+        self, directory: Directory, fanout: Fanout, router: int = 0, shared: Path | None = None
+    ) -> None:
+        """``router`` is the number of this process, ``shared`` the directory of all of them, if
+        there are several."""
+        self.requests = Requests(directory)
+        self._directory = directory
+        self._fanout = fanout
+        self._router = router
+        self._shared = shared
+        self._registry = CollectorRegistry()
+        for collector in (self.requests, *fanout.metrics, GC_COLLECTOR):
+            self._registry.register(collector)
+        ProcessCollector("shoal", registry=self._registry)
+        Gauge(
+            "shoal_requests_in_flight", "Requests under way.", registry=self._registry
+        ).set_function(lambda: self.requests.in_flight)
+
+    @asynccontextmanager
+    async def published(self) -> AsyncIterator[None]:
+        """Keeps the file for the other routers, if there are any."""
+        if self._shared is None:
+            yield
+            return
+        publishing = asyncio.create_task(self._publish(self._shared))
+        try:
+            yield
+        finally:
+            publishing.cancel()
+
+    async def _publish(self, shared: Path) -> None:
+        own = shared / f"{self._router}"
+        part = shared / f"{self._router}.part"
+        while True:
+            part.write_bytes(pack(self._registry))
+            part.replace(own)
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    def of_routers(self) -> Together:
+        """What the router processes of this service have done."""
+        together = Together()
+        together.add(self._registry.collect(), {"router": str(self._router)})
+        for path in sorted(self._shared.iterdir()) if self._shared is not None else ():
+            if path.suffix != ".part" and path.name != str(self._router):
+                with suppress(OSError):
+                    together.add(unpack(path.read_bytes()), {"router": path.name})
+        return together
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """What there is to know of this service and of all shard servers, in the first of the
+        formats that a request has in ``accept``, and its content type.
+
+        Takes little more than `SCRAPE_SECONDS`; a shard server that does not answer until then is
+        left out, and that is told.
+        """
+        answers, names = await asyncio.gather(
+            self._fanout.collect(timeout=SCRAPE_SECONDS), self._collections()
+        )
+        routers = self.of_routers()
+        encode, content_type = choose_encoder(accept)
+
+        def put_together() -> bytes:
+            _add_servers(routers, answers, names)
+            return encode(routers)
+
+        # With thousands of shards this takes long.
+        return await asyncio.to_thread(put_together), content_type
+
+    async def _collections(self) -> dict[str, str]:
+        """Names of collections by their ids."""
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(SCRAPE_SECONDS):
+                await self._directory.refresh()
+        return self._directory.names_by_id()
+
+
+def _add_servers(
+    together: Together, answers: Mapping[str, bytes | None], names: Mapping[str, str]
+) -> None:
+    """Add what shard servers answer, by their names; ``names`` are those of collections by id."""
+    up = GaugeMetricFamily(
+        "shoal_shard_server_up", "1 for a shard server that has answered.", labels=["server"]
+    )
+    for server, answer in answers.items():
+        up.add_metric([server], answer is not None)
+        if answer is not None:
+            together.add(_named(unpack(answer), names), {"server": server})
+    known = GaugeMetricFamily("shoal_collections", "Collections there are.", len(names))
+    answering = sum(answer is not None for answer in answers.values())
+    servers = GaugeMetricFamily("shoal_shard_servers", "Shard servers that answer.", answering)
+    together.add([known, servers, up], {})
+
+
+def _named(metrics: Iterable[Metric], names: Mapping[str, str]) -> Iterable[Metric]:
+    """``metrics`` with collections by name, less those of collections that are gone."""
+    for metric in metrics:
+        samples, metric.samples = metric.samples, []
+        for sample in samples:
+            if (collection_id := sample.labels.get("collection")) is not None:
+                if collection_id not in names:
+                    continue
+                sample = sample._replace(
+                    labels={**sample.labels, "collection": names[collection_id]}
+                )
+            metric.samples.append(sample)
+        yield metric

@@ -1,0 +1,124 @@
+"""Watches each request from its first byte to the last of its answer: counts it, gives it an id by
+which log lines and the shard servers know it, and tells of slow ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from random import getrandbits
+from time import perf_counter
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router.directory import Directory
+from router.metrics import Kind, Requests
+from shard.rpc.origin import Origin, origins
+
+logger = logging.getLogger(__name__)
+
+_ID = re.compile(rb"[!-~]{1,128}")
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_SLOWEST_CALLS = 8
+_CLIENT_GONE, _FAILED = 499, 500
+"""What a request is counted as that has no answer. The former is nginx's."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a router is watched."""
+
+    slow_query_ms: int = 0
+    """Requests that take so long are logged; 0: none."""
+    router: int = 0
+    """Number of the process among the routers of a service."""
+    shared: str | None = None
+    """Directory that these share, if there are several."""
+
+
+class Observer:
+    """ASGI middleware. Puts ``started`` into the scope, by `perf_counter`, and ``origin``.
+
+    Use from one event loop.
+    """
+
+    def __init__(
+        self, app: ASGIApp, requests: Requests, directory: Directory, slow_query_ms: int
+    ) -> None:
+        self._app = app
+        self._requests = requests
+        self._directory = directory
+        self._slow_seconds = slow_query_ms / 1_000 or float("inf")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = scope["started"] = perf_counter()
+        request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _ID.fullmatch(value):
+                request_id = value
+        request_id = request_id or b"%032x" % getrandbits(128)
+        origin = scope["origin"] = Origin(request_id.decode())
+        origins.set((origin,))
+        status = _CLIENT_GONE
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        self._requests.in_flight += 1
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            if status == _CLIENT_GONE:
+                status = _FAILED
+            raise
+        finally:
+            self._requests.in_flight -= 1
+            seconds = perf_counter() - started
+            kind = self._kind(scope, status)
+            self._requests.count(kind, seconds)
+            if seconds >= self._slow_seconds:
+                _tell(kind, seconds, origin)
+
+    def _kind(self, scope: Scope, status: int) -> Kind:
+        """What a request is counted as. Nobody can make up kinds without end."""
+        route = scope.get("route")
+        name = scope.get("path_params", {}).get("name", "")
+        return Kind(
+            scope["method"] if scope["method"] in _METHODS else "",
+            route.path if route is not None else "",
+            str(status),
+            self._directory.known(name) if name else "",
+        )
+
+
+def _tell(kind: Kind, seconds: float, origin: Origin) -> None:
+    """Log a request that was slow. Nothing of its body or its answer is told."""
+    slowest = sorted(origin.charges, key=lambda charge: -charge.seconds)[:_SLOWEST_CALLS]
+    logger.warning(
+        "slow: %s %s took %.3f s",
+        kind.method,
+        kind.route,
+        seconds,
+        extra={
+            "fields": {
+                **kind._asdict(),
+                "seconds": round(seconds, 6),
+                "calls": [
+                    {
+                        "server": one.server,
+                        "method": one.method,
+                        "seconds": round(one.seconds, 6),
+                        "stages": {name: round(s, 6) for name, s in one.cost.stages.items()},
+                    }
+                    for one in slowest
+                ],
+            }
+        },
+    )

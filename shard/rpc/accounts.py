@@ -1,0 +1,157 @@
+"""What a shard server has done and what it holds, as Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from shard.model import ShardInfo
+from shard.rpc.hosting import Hosting
+from shard.usage import Cost, Measured, Usage
+
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_CALL_SECONDS)
+_STATES = ("serving", "recovering", "failed")
+_OF_SHARDS: list[tuple[str, str, Callable[[ShardInfo], float]]] = [
+    ("points", "Points.", lambda info: info.points),
+    ("indexed_points", "Points that an index covers.", lambda info: info.indexed),
+    ("segments", "Segments.", lambda info: len(info.segments)),
+    ("garbage_segments", "Segments that are to be deleted.", lambda info: info.garbage),
+    ("building", "1 while rows wait for an index, or one is built.", lambda info: info.building),
+    ("error", "1 while a build or a snapshot fails.", lambda info: info.error is not None),
+    ("log_sequence", "Log sequence up to which writes are applied.", lambda info: info.sequence),
+    (
+        "snapshot_sequence",
+        "Log sequence up to which the newest snapshot covers.",
+        lambda info: info.snapshot_sequence,
+    ),
+    (
+        "unsaved_seconds",
+        "Age of the oldest write that no snapshot covers.",
+        lambda info: info.unsaved_seconds,
+    ),
+    ("memtable_rows", "Rows in memory.", lambda info: info.memtable_rows),
+    ("memtable_bytes", "Bytes of the rows in memory.", lambda info: info.memtable_bytes),
+    ("waiting_writes", "Writes to be committed.", lambda info: info.waiting_writes),
+    ("waiting_write_bytes", "Bytes of those writes.", lambda info: info.waiting_bytes),
+]
+_OF_USAGE: list[tuple[str, str, Callable[[Usage], float]]] = [
+    ("vectors", "Vectors compared, whole or by their codes.", lambda usage: usage.vectors),
+    ("vector_read_bytes", "Bytes of those vectors and codes.", lambda usage: usage.vector_bytes),
+    ("payload_read_bytes", "Bytes of payloads looked at.", lambda usage: usage.payload_bytes),
+    (
+        "vector_written_bytes",
+        "Bytes of vectors in writes.",
+        lambda usage: usage.written_vector_bytes,
+    ),
+    (
+        "payload_written_bytes",
+        "Bytes of payloads in writes.",
+        lambda usage: usage.written_payload_bytes,
+    ),
+    ("cpu_seconds", "CPU time of threads that read.", lambda usage: usage.cpu_seconds),
+    ("filters", "Filters looked up, a segment each.", lambda usage: usage.masks),
+    ("filters_made", "Of these, those not remembered.", lambda usage: usage.masks_made),
+]
+
+
+@dataclass(slots=True)
+class Account:
+    """What one call has taken so far."""
+
+    cost: Cost = field(default_factory=Cost)
+    reads: list[tuple[int, Measured]] = field(default_factory=list)
+    """Numbers of shards, and what was measured at each."""
+
+    def add_read(self, shard: int, measured: Measured) -> None:
+        self.reads.append((shard, measured))
+        self.cost.usage.add(measured.usage)
+        stages = self.cost.stages
+        for name, lap in measured.stages.items():
+            stages[name] = stages.get(name, 0.0) + lap.seconds
+
+
+_NOTHING = Usage()
+account: ContextVar[Account] = ContextVar("account")
+"""That of the call under way."""
+
+
+class Accounts(Collector):
+    """Adds up accounts, and looks at what ``hosting`` has when asked."""
+
+    def __init__(self, hosting: Hosting) -> None:
+        self._hosting = hosting
+        self._registry = CollectorRegistry()
+        ProcessCollector("shoal", registry=self._registry)
+        self._registry.register(GC_COLLECTOR)
+        self._calls = Histogram(
+            "shoal_shard_server_call_seconds",
+            "From when a call comes to a shard server until it is answered.",
+            ["method", "code"],
+            buckets=_CALL_SECONDS,
+            registry=self._registry,
+        )
+        self._stages = Histogram(
+            "shoal_shard_server_stage_seconds",
+            "What a call spends in a stage, in all threads of a shard server.",
+            ["stage"],
+            buckets=_STAGE_SECONDS,
+            registry=self._registry,
+        )
+        self._usage: dict[str, Usage] = defaultdict(Usage)
+
+    def watch(self, name: str, help: str, look: Callable[[], float]) -> None:
+        """Tell what ``look`` answers, as ``shoal_shard_server_`` and that name."""
+        Gauge(f"shoal_shard_server_{name}", help, registry=self._registry).set_function(look)
+
+    def settle(
+        self, cost: Cost, collection_id: str, method: str, code: str, seconds: float
+    ) -> None:
+        """Take in a call that is over, on the collection's account if it has taken anything."""
+        self._calls.labels(method, code).observe(seconds)
+        for stage, spent in cost.stages.items():
+            self._stages.labels(stage).observe(spent)
+        if cost.usage != _NOTHING:
+            self._usage[collection_id].add(cost.usage)
+
+    def collect(self) -> Iterable[Metric]:
+        """Collections are named by their ids. May be called from any thread."""
+        yield from self._registry.collect()
+        statuses = self._hosting.status()
+        collections = {collection_id for collection_id, _ in statuses}
+        for gone in self._usage.keys() - collections:
+            del self._usage[gone]
+        for name, help, look in _OF_USAGE:
+            counter = CounterMetricFamily(f"shoal_usage_{name}", help, labels=["collection"])
+            for collection_id, usage in self._usage.copy().items():
+                counter.add_metric([collection_id], look(usage))
+            yield counter
+        state = GaugeMetricFamily(
+            "shoal_shard_state",
+            "1 for the state that a shard is in.",
+            labels=["collection", "shard", "state"],
+        )
+        for (collection_id, number), status in statuses.items():
+            for one in _STATES:
+                labels = [collection_id, str(number), one]
+                state.add_metric(labels, status.partition(":")[0] == one)
+        yield state
+        infos = self._hosting.infos()
+        for name, help, look_at in _OF_SHARDS:
+            gauge = GaugeMetricFamily(f"shoal_shard_{name}", help, labels=["collection", "shard"])
+            for (collection_id, number), info in infos.items():
+                gauge.add_metric([collection_id, str(number)], look_at(info))
+            yield gauge
