@@ -30,6 +30,7 @@ Object = dict[str, Any]
 
 CHART = Path(__file__).parents[1] / "deploy" / "helm"
 STORE = {"url": "s3://bucket/prefix"}
+NEEDED: dict[str, Any] = {"objectStore": STORE, "auth": {"existingSecret": "keys"}}
 GROUP = {
     "name": "cpu",
     "replicas": 1,
@@ -44,6 +45,7 @@ VERSIONS = ("1.30", "1.37")
 """Of Kubernetes: the chart's oldest, and the newest that is known here."""
 RUNS_ON = {"Deployment", "RayCluster"}
 _COMPONENT = "app.kubernetes.io/component"
+_PROBES = ("grpc", "httpGet", "tcpSocket")
 _SECRET = re.compile("SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL")
 _POD_SELECTORS = ("podSelector", "labelSelector", "selector")
 
@@ -97,8 +99,8 @@ class Rendered(NamedTuple):
 
 
 def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
-    """What Helm makes of the chart for ``values``, with a place for data unless they name one."""
-    values = {"objectStore": STORE} | values
+    """What Helm makes of the chart for ``values`` over `NEEDED`."""
+    values = NEEDED | values
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(values, name=release, namespace="search")
         repository = chart.merge_values(values)["image"]["repository"]
@@ -113,6 +115,8 @@ def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
     named = {
         cluster,  # KubeRay keeps Ray's token there.
         values["objectStore"].get("existingSecret"),
+        values["auth"].get("existingSecret"),
+        values.get("clusterTLS", {}).get("existingSecret"),
         values.get("head", {}).get("redis", {}).get("existingSecret"),
         values.get("ingress", {}).get("tls", {}).get("secretName"),
         values.get("serviceAccount", {}).get("name"),
@@ -236,7 +240,7 @@ def containers_are_probed(rendered: Rendered) -> Iterator[str]:
             known = {one["containerPort"] for one in ports} | {one["name"] for one in ports}
             for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
                 probe = container.get(kind, {})
-                asked = probe.get("grpc") or probe.get("httpGet") or {}
+                asked: Object = next((probe[way] for way in _PROBES if way in probe), {})
                 if asked.get("port") not in known:
                     yield f"{pod.owner}, {container['name']} has no {kind} of a port of its own"
 

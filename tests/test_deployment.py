@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+import trustme
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import QdrantClient, models
@@ -38,11 +40,14 @@ from cluster.settings import ENVIRONMENT
 from cluster.topology import Topology, TopologyDocument
 from scripts.bench.s3 import S3Server
 from shard.objects.local import LocalObjectStore
+from shard.rpc.tls import NAME
+from tests.certificates import issue
 from tests.kubernetes import GROUP, Rendered, render
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 START_SECONDS = 120
+KEY = secrets.token_hex(16)
 MARK = "SHOAL_TEST_DEPLOYMENT"
 COMPOSE = Path(__file__).parents[1] / "deploy" / "compose.yaml"
 BIN = Path(sys.executable).parent
@@ -366,18 +371,26 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
                 "url": data,
                 "region": seaweedfs.environment["AWS_REGION"],
                 "endpoint": seaweedfs.endpoint,
-                "existingSecret": "keys",
+                "existingSecret": "store",
             },
+            "router": {"auditLog": True},
+            "clusterTLS": {"enabled": True, "existingSecret": "certificate"},
             "shards": {"groups": [GROUP]},
             "ingest": [{"name": "load", "source": f"{source}/", "collection": "loaded"}],
         }
     )
     with Deployment(tmp_path) as deployment:
-        pods = Pods(rendered, deployment, {"keys": seaweedfs.environment, "shoal": deployment.ray})
+        found = {
+            "store": seaweedfs.environment,
+            "shoal": deployment.ray,
+            "keys": {"api-key": KEY, "read-only-api-key": f"{KEY}-to-read"},
+        }
+        pods = Pods(rendered, deployment, found)
+        issue(trustme.CA(), tmp_path / "cluster-tls", NAME)
         pods.start_ray("head")
         pods.start_ray("shard")
         pods.start("supervisor")
-        pods.start("router")
+        router = pods.start("router")
         for component in ("head", "supervisor", "shard", "router"):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 until(lambda: pods.probe(component, probe))  # noqa: B023
@@ -386,7 +399,9 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         assert tested.end() == 0
         assert "SERVING" in tested.said
 
-        client = QdrantClient(url=f"http://{pods.host}:{pods.ports['6333']}", timeout=60)
+        url = f"http://{pods.host}:{pods.ports['6333']}"
+        assert httpx.get(f"{url}/collections").status_code == 401
+        client = ask(url)
         create(client, "loaded")
         vectors = [vector_of(one) for one in range(500)]
         table = pyarrow.table({"id": list(range(500)), "vector": vectors})
@@ -394,9 +409,9 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         assert pods.run(load["spec"]["containers"][0]).end() == 0
         assert client.count("loaded").count == 500
         assert nearest(client, "loaded", 123) == 123
-        (router,) = deployment.find("shoal router")
-        router.terminate()
-        assert router.wait(30) == 0 or not router.is_running()
+        assert router.stop() == 0
+        assert '"operation":"PUT /collections/{name}"' in router.said
+        assert KEY not in router.said
 
 
 def test_what_compose_starts_works_together(tmp_path: Path) -> None:
@@ -419,8 +434,9 @@ def test_what_compose_starts_works_together(tmp_path: Path) -> None:
         ]
 
     def environment(service: str) -> dict[str, str]:
+        # Defaults are taken, and what has none must be set.
         given = {
-            name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+            name: KEY if ":?" in value else re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for name, value in services[service].get("environment", {}).items()
         }
         endpoint = f"http://127.0.0.1:{here['8333']}"
@@ -447,7 +463,9 @@ def test_what_compose_starts_works_together(tmp_path: Path) -> None:
         until(lambda: "Shoal is ready at" in shoal.said)
         _, *command = translated(services["shoal"]["healthcheck"]["test"])
         assert deployment.start(*command).end() == 0
-        client = QdrantClient(url=f"http://127.0.0.1:{here['6333']}", timeout=60)
+        url = f"http://127.0.0.1:{here['6333']}"
+        assert httpx.get(f"{url}/collections").status_code == 401
+        client = ask(url)
         create(client, "composed")
         client.upsert("composed", points(range(50)), wait=True)
         assert client.count("composed").count == 50
@@ -507,18 +525,22 @@ class Pods:
         probe = self.container(component)[kind]
         if "grpc" in probe:
             asked = probe["grpc"]
-            port = int(self.ports[str(asked["port"])])
-            return is_well(port, asked.get("service", ""), self.host)
-        asked = probe["httpGet"]
-        port = {one["name"]: one["containerPort"] for one in self.container(component)["ports"]}[
-            asked["port"]
-        ]
-        return answers(f"http://{self.host}:{self.ports[str(port)]}{asked['path']}")
+            at = int(self.ports[str(asked["port"])])
+            return is_well(at, asked.get("service", ""), self.host)
+        known = {one["name"]: one["containerPort"] for one in self.container(component)["ports"]}
+        asked = probe.get("httpGet") or probe["tcpSocket"]
+        port = self.ports[str(known[asked["port"]])]
+        if "path" in asked:
+            return answers(f"http://{self.host}:{port}{asked['path']}")
+        with contextlib.suppress(OSError), socket.create_connection((self.host, int(port)), 5):
+            return True
+        return False
 
     def _here(self, word: str) -> str:
         word = re.sub(r"\b\d+\b", lambda found: self.ports.get(found[0], found[0]), word)
         word = word.replace("shoal-head-svc", self.host).replace("//shoal:", f"//{self.host}:")
-        word = word.replace("=/scratch", f"={self._deployment.folder / 'scratch'}")
+        for folder in ("scratch", "cluster-tls"):
+            word = word.replace(f"=/{folder}", f"={self._deployment.folder / folder}")
         return self.host if word == "shoal" else word
 
     def _environment(self, container: dict[str, Any]) -> dict[str, str]:
@@ -530,6 +552,11 @@ class Pods:
             ]
             for one in container.get("env", [])
         }
+
+
+def ask(url: str) -> QdrantClient:
+    with warnings.catch_warnings(action="ignore"):  # That it sends the key in the clear.
+        return QdrantClient(url=url, api_key=KEY, timeout=60)
 
 
 def answers(url: str) -> bool:

@@ -21,6 +21,7 @@ from tests.kubernetes import (
     CHART,
     CHECKS,
     GROUP,
+    NEEDED,
     STORE,
     Object,
     Rendered,
@@ -37,6 +38,11 @@ VALUES: dict[str, dict[str, Any]] = {
     "default": {},
     "keys": {"objectStore": {**STORE, "existingSecret": "keys", "region": "eu-central-1"}},
     "endpoint": {"objectStore": {**STORE, "endpoint": "http://minio:9000"}},
+    "anonymous": {"auth": {"allowAnonymous": True}},
+    "tokens": {"auth": {"existingSecret": "keys", "jwt": True}},
+    "cluster-tls": {"clusterTLS": {"enabled": True, "existingSecret": "cluster"}},
+    "cluster-certificate": {"clusterTLS": {"enabled": True, "issuer": {"name": "ca"}}},
+    "audit": {"router": {"auditLog": True, "allowLocations": ["s3://a/b", "s3://c"]}},
     "own-image": {"image": {"repository": "registry:5000/shoal", "pullSecrets": [{"name": "x"}]}},
     "own-account": {"serviceAccount": {"create": False, "name": "shared"}},
     "named-account": {"serviceAccount": {"name": "own", "annotations": {"a": "b"}}},
@@ -102,7 +108,7 @@ def test_a_release_that_kuberay_would_refuse_is_refused() -> None:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_helm_lint_has_nothing_to_say(name: str) -> None:
-    report = helm_python.lint(CHART, {"objectStore": STORE} | VALUES[name], strict=True)
+    report = helm_python.lint(CHART, NEEDED | VALUES[name], strict=True)
     assert report["errors"] == []
     said = {message["error"] for message in report["messages"]}
     assert said <= {"icon is recommended"}
@@ -130,6 +136,9 @@ def test_helm_lint_has_nothing_to_say(name: str) -> None:
         ({"gateway": {"enabled": True}}, "gateway.parentRefs: expected a Gateway"),
         ({"ingest": [{"name": "x", "source": "/data", "collection": "c"}]}, "/ingest/0/source"),
         ({"logLevel": "loud"}, "/logLevel"),
+        ({"auth": {}}, "auth: expected an existingSecret, or allowAnonymous"),
+        ({"clusterTLS": {"enabled": True}}, "clusterTLS: expected an existingSecret, or an issuer"),
+        ({"router": {"allowLocations": ["/etc"]}}, "/router/allowLocations/0"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(values: dict[str, Any], message: str) -> None:
@@ -163,7 +172,8 @@ FULL = {
     **VALUES["ingress-certificate"],
     **VALUES["groups"],
     **VALUES["redis"],
-    "objectStore": {**STORE, "existingSecret": "keys"},
+    "objectStore": {**STORE, "existingSecret": "store"},
+    "clusterTLS": {"enabled": True, "issuer": {"name": "ca"}},
     "gateway": {"enabled": True, "parentRefs": [{"name": "main"}]},
 }
 
@@ -311,6 +321,10 @@ BREAKS: dict[str, Break] = {
         "valueFrom"
     ]["secretKeyRef"].update(name="other"),
     "no Redis": lambda r: ray(r)["gcsFaultToleranceOptions"].pop("redisAddress"),
+    "a key of nobody": lambda r: variable(r, "client", "SHOAL_API_KEY")["valueFrom"][
+        "secretKeyRef"
+    ].update(name="other"),
+    "a cluster's certificate less": lambda r: r.objects.remove(find(r, "Certificate", "cluster")),
     "an option that is not there": lambda r: container(r, "router")["command"].append("--fast"),
     "a command that is not there": lambda r: replace(
         container(r, "supervisor"), "command", "supervise", "guard"

@@ -136,6 +136,31 @@ topologySpreadConstraints:
 {{- $sum }}
 {{- end }}
 
+{{/* Takes (root, variable, key of the Secret). */}}
+{{- define "shoal.apiKey" -}}
+{{- $root := index . 0 -}}
+- name: {{ index . 1 }}
+  valueFrom: {secretKeyRef: {name: {{ $root.Values.auth.existingSecret }}, key: {{ index . 2 }}}}
+{{- end }}
+
+{{- define "shoal.clusterTLSVolume" -}}
+{{- if .Values.clusterTLS.enabled -}}
+- name: cluster-tls
+  secret:
+    secretName: {{ include "shoal.clusterTLSSecret" . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "shoal.clusterTLSSecret" -}}
+{{- with .Values.clusterTLS }}
+{{- if and (not .existingSecret) (not .issuer.name) }}
+{{- fail "clusterTLS: expected an existingSecret, or an issuer of cert-manager" }}
+{{- end }}
+{{- .existingSecret | default (printf "%s-cluster-tls" (include "shoal.fullname" $)) }}
+{{- end }}
+{{- end }}
+
 {{- define "shoal.tlsSecret" -}}
 {{- .Values.ingress.tls.secretName | default (printf "%s-tls" (include "shoal.fullname" .)) }}
 {{- end }}
