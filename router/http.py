@@ -7,7 +7,7 @@ import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import uvicorn
 from grpc_health.v1 import health
@@ -17,6 +17,7 @@ from router.app import create_app
 from router.fanout import Fanout
 from router.grpc import server as grpc_server
 from router.observing import Observation
+from shard import tracing
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.scheduling import ask_for_short_slices
@@ -57,6 +58,8 @@ async def routing(
         )
     )
     ask_for_short_slices()
+    exits = ExitStack()
+    exits.enter_context(tracing.exporting("shoal-router"))
     serving = asyncio.create_task(server.serve([listening]))
     # What was imported stays: the garbage collector need not look through it time and again.
     gc.collect()
@@ -72,6 +75,7 @@ async def routing(
     finally:
         server.should_exit = True
         await serving
+        await asyncio.to_thread(exits.close)
 
 
 class _HttpServer(uvicorn.Server):

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.directory import Directory
 from router.metrics import Kind, Requests
+from shard import tracing
 from shard.rpc.origin import Origin, origins
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,17 @@ class Observer:
             await self._app(scope, receive, send)
             return
         started = scope["started"] = perf_counter()
-        request_id = b""
+        request_id = traceparent = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _ID.fullmatch(value):
                 request_id = value
+            elif name == b"traceparent":
+                traceparent = value
         request_id = request_id or b"%032x" % getrandbits(128)
-        origin = scope["origin"] = Origin(request_id.decode())
+        span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
+        origin = scope["origin"] = Origin(
+            request_id.decode(), "" if span is None else span.traceparent
+        )
         origins.set((origin,))
         status = _CLIENT_GONE
 
@@ -82,7 +88,9 @@ class Observer:
             self._requests.in_flight -= 1
             seconds = perf_counter() - started
             kind = self._kind(scope, status)
-            self._requests.count(kind, seconds)
+            self._requests.count(kind, seconds, origin.trace_id)
+            if span is not None:
+                _end(span, kind, origin.request_id)
             if seconds >= self._slow_seconds:
                 _tell(kind, seconds, origin)
 
@@ -96,6 +104,21 @@ class Observer:
             str(status),
             self._directory.known(name) if name else "",
         )
+
+
+def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
+    span.end(
+        name=f"{kind.method} {kind.route}".rstrip(),
+        # Others than the server's own failures are the client's, by OpenTelemetry's conventions.
+        error=kind.code if kind.code.startswith("5") else "",
+        attributes={
+            "http.request.method": kind.method,
+            "http.route": kind.route,
+            "http.response.status_code": int(kind.code),
+            "db.collection.name": kind.collection,
+            "shoal.request_id": request_id,
+        },
+    )
 
 
 def _tell(kind: Kind, seconds: float, origin: Origin) -> None:
