@@ -28,6 +28,7 @@ from router.api import (
     search,
     service,
     snapshots,
+    telemetry,
     updates,
     wire,
 )
@@ -96,6 +97,7 @@ def create_app(
     )
     for resource in (
         service,
+        telemetry,
         aliases,
         collections,
         indexes,
@@ -111,9 +113,7 @@ def create_app(
         app.include_router(resource.routes)
     errors.install(app)
     _describe_bodies(app)
-    return Observer(
-        HotPath(app, search.HOT), metrics.requests, directory, observation.slow_query_ms
-    )
+    return Observer(HotPath(app, search.HOT), metrics.requests, directory, observation)
 
 
 def _describe_bodies(app: FastAPI) -> None:

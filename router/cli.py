@@ -73,6 +73,11 @@ def main() -> None:
     show_default=True,
     help="Requests that take so long are logged, with where their time went; 0: none.",
 )
+@click.option(
+    "--hardware-reporting",
+    is_flag=True,
+    help="Every answer tells what it has taken, as `usage`.",
+)
 def serve_command(
     data: str,
     host: str,
@@ -86,6 +91,7 @@ def serve_command(
     log_level: str,
     log_format: LogFormat,
     slow_query_ms: int,
+    hardware_reporting: bool,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
     from router.observing import Observation
@@ -103,7 +109,7 @@ def serve_command(
         ray_address=ray_address,
         log_level=log_level,
         log_format=log_format,
-        observation=Observation(slow_query_ms=slow_query_ms),
+        observation=Observation(slow_query_ms=slow_query_ms, hardware_reporting=hardware_reporting),
     )
     try:
         serve(settings, lambda url: click.echo(f"Shoal is ready at {url}"))

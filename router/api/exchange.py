@@ -19,6 +19,7 @@ from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
 from router.metrics import RouterMetrics
+from router.observing import usage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,8 @@ def answer(request: Request, result: Any) -> Response:
         "status": "ok",
         "time": perf_counter() - request.scope["started"],
     }
+    if request.scope["reports_usage"]:
+        body["usage"] = usage_of(request.scope["origin"])
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
     )
