@@ -28,6 +28,7 @@ from router.api import (
     search,
     service,
     snapshots,
+    telemetry,
     updates,
     wire,
 )
@@ -102,6 +103,7 @@ def create_app(
     )
     for resource in (
         service,
+        telemetry,
         aliases,
         collections,
         indexes,
@@ -127,7 +129,7 @@ def create_app(
         return await context.directory.act(claim.collection, count) > 0
 
     gate = Gate(HotPath(app, search.HOT), security, Authenticator(security, holds))
-    return Observer(gate, metrics.requests, directory, observation.slow_query_ms)
+    return Observer(gate, metrics.requests, directory, observation)
 
 
 def _describe_bodies(app: FastAPI) -> None:

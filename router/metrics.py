@@ -156,7 +156,7 @@ class RouterMetrics:
             part.replace(own)
             await asyncio.sleep(PUBLISH_SECONDS)
 
-    def of_routers(self) -> Together:
+    def _of_routers(self) -> Together:
         """What the router processes of this service have done."""
         together = Together()
         together.add(self._registry.collect(), {"router": str(self._router)})
@@ -167,31 +167,31 @@ class RouterMetrics:
         return together
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """What there is to know of this service and of all shard servers, in the first of the
-        formats that a request has in ``accept``, and its content type.
+        """What `together` answers, in the first of the formats that a request has in ``accept``,
+        and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return await asyncio.to_thread(encode, await self.together()), content_type
+
+    async def together(self) -> Together:
+        """What there is to know of this service and of all shard servers.
 
         Takes little more than `SCRAPE_SECONDS`; a shard server that does not answer until then is
         left out, and that is told.
         """
         answers, names = await asyncio.gather(
-            self._fanout.collect(timeout=SCRAPE_SECONDS), self._collections()
+            self._fanout.collect(timeout=SCRAPE_SECONDS), self._names()
         )
-        routers = self.of_routers()
-        encode, content_type = choose_encoder(accept)
-
-        def put_together() -> bytes:
-            _add_servers(routers, answers, names)
-            return encode(routers)
-
+        together = self._of_routers()
         # With thousands of shards this takes long.
-        return await asyncio.to_thread(put_together), content_type
+        await asyncio.to_thread(_add_servers, together, answers, names)
+        return together
 
-    async def _collections(self) -> dict[str, str]:
+    async def _names(self) -> dict[str, str]:
         """Names of collections by their ids."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(SCRAPE_SECONDS):
                 await self._directory.refresh()
-        return self._directory.names_by_id()
+        return {one.id: name for name, one in self._directory.collections().items()}
 
 
 def _add_servers(

@@ -54,6 +54,8 @@ TABLE = {
     "HEAD /openapi.json": "g r prw rw other",
     "HEAD /docs": "g r prw rw other",
     "HEAD /docs/oauth2-redirect": "g r prw rw other",
+    "GET /metrics": "g",
+    "GET /telemetry": "g",
     "GET /collections": "g r prw rw other",
     "GET /aliases": "g r prw rw other",
     "POST /collections/aliases": "",

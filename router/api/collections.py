@@ -331,7 +331,7 @@ def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
         "points_count": sum(shard.points for shard in shards),
         "indexed_vectors_count": sum(shard.indexed for shard in shards),
         "segments_count": sum(len(shard.segments) for shard in shards),
-        "config": _config(collection),
+        "config": config_of(collection),
         "payload_schema": {},
         "shoal": {
             "recall_target": collection.config.recall_target,
@@ -340,7 +340,8 @@ def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
     }
 
 
-def _config(collection: Collection) -> dict[str, Any]:
+def config_of(collection: Collection) -> dict[str, Any]:
+    """A collection's settings as its info has them."""
     settings = collection.settings
     vectors = {
         name: {

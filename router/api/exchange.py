@@ -19,6 +19,7 @@ from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
 from router.metrics import RouterMetrics
+from router.observing import usage_of
 from router.security.access import FULL, Access, Level
 from router.security.locations import Locations
 
@@ -105,6 +106,8 @@ def answer(request: Request, result: Any) -> Response:
         "status": "ok",
         "time": perf_counter() - request.scope["started"],
     }
+    if request.scope["reports_usage"]:
+        body["usage"] = usage_of(request.scope["origin"])
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
     )

@@ -691,6 +691,77 @@ class VersionInfo(Struct, forbid_unknown_fields=True):
     shoal: ShoalVersion
 
 
+class HardwareUsage(Struct, forbid_unknown_fields=True, kw_only=True):
+    """In bytes, and microseconds of CPU time."""
+
+    cpu: int
+    payload_io_read: int
+    payload_io_write: int
+    payload_index_io_read: int
+    payload_index_io_write: int
+    vector_io_read: int
+    vector_io_write: int
+
+
+class ShoalUsage(Struct, forbid_unknown_fields=True):
+    vectors: Annotated[int, Meta(description="Compared with a query, whole or by their codes.")]
+    cpu_seconds: Annotated[float, Meta(description="Of threads that read.")]
+
+
+class ReportedUsage(Struct, forbid_unknown_fields=True):
+    """What the request has taken; told where the header `shoal-usage: true` asks for it."""
+
+    hardware: HardwareUsage
+    inference: None
+    shoal: ShoalUsage
+
+
+class Operations(Struct, forbid_unknown_fields=True, kw_only=True):
+    count: int
+    avg_duration_micros: float
+    total_duration_micros: int
+
+
+class Responses(Struct, forbid_unknown_fields=True):
+    """By operation and status."""
+
+    responses: dict[str, dict[str, Operations]]
+    per_collection_responses: dict[str, dict[str, dict[str, Operations]]] | None = None
+
+
+class RequestsTelemetry(Struct, forbid_unknown_fields=True):
+    rest: Responses
+    grpc: Annotated[Responses, Meta(description="Empty: these count as the same by REST.")]
+
+
+class AppTelemetry(Struct, forbid_unknown_fields=True):
+    name: str
+    version: str
+    startup: str
+
+
+class CollectionTelemetry(Struct, forbid_unknown_fields=True):
+    id: str
+    config: CollectionConfig
+
+
+class CollectionsTelemetry(Struct, forbid_unknown_fields=True):
+    number_of_collections: int
+    collections: list[CollectionTelemetry] | None = None
+
+
+class HardwareTelemetry(Struct, forbid_unknown_fields=True):
+    collection_data: dict[str, HardwareUsage]
+
+
+class Telemetry(Struct, forbid_unknown_fields=True, kw_only=True):
+    id: str
+    app: AppTelemetry
+    collections: CollectionsTelemetry
+    requests: RequestsTelemetry
+    hardware: HardwareTelemetry | None = None
+
+
 class CollectionName(Struct, forbid_unknown_fields=True):
     name: str
 
@@ -990,7 +1061,9 @@ def body(decoder: Decoder[Any]) -> dict[str, Any]:
 def answers(result: Any) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route whose answer's ``result`` is of that type."""
     properties = {"result": _schema(result), "status": {"const": "ok"}, "time": {"type": "number"}}
-    return _responses({"type": "object", "properties": properties, "required": list(properties)})
+    required = list(properties)
+    properties["usage"] = _schema(ReportedUsage)
+    return _responses({"type": "object", "properties": properties, "required": required})
 
 
 def raw_answers(whole: Any) -> dict[int | str, dict[str, Any]]:
