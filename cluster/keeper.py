@@ -60,7 +60,7 @@ def keep_supervisor(settings: KeeperSettings) -> None:
     Raises Superseded where another cluster serves the object store, InvalidInput, Unavailable, and
     OSError, of which ConnectionError when Ray cannot be reached.
     """
-    configure_logging(settings.cluster.log_level)
+    configure_logging(settings.cluster.log_level, settings.cluster.log_format)
     stopping = Event()
     _stop_on_signals(stopping)
     with _health(settings.host, settings.grpc_port) as wellness:

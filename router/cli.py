@@ -209,6 +209,7 @@ def router_command(
     help="gRPC health service; 0: any free.",
 )
 @_log_level
+@_log_format
 def supervise_command(
     data: str,
     ray_address: str,
@@ -221,6 +222,7 @@ def supervise_command(
     host: str,
     grpc_port: int,
     log_level: str,
+    log_format: LogFormat,
 ) -> None:
     """Keep a supervisor and its shard servers on a Ray cluster that runs already.
 
@@ -239,6 +241,7 @@ def supervise_command(
             shard_port=shard_port,
             tls=cluster_tls,
             log_level=log_level,
+            log_format=log_format,
         ),
         name=cluster,
         take_over=take_over,

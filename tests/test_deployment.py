@@ -42,7 +42,7 @@ from scripts.bench.s3 import S3Server
 from shard.objects.local import LocalObjectStore
 from shard.rpc.tls import NAME
 from tests.certificates import issue
-from tests.kubernetes import GROUP, Rendered, render
+from tests.kubernetes import CHART, GROUP, Rendered, render
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -409,6 +409,14 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         assert pods.run(load["spec"]["containers"][0]).end() == 0
         assert client.count("loaded").count == 500
         assert nearest(client, "loaded", 123) == 123
+        metrics = httpx.get(
+            f"{url}/metrics", headers={"api-key": found["keys"]["read-only-api-key"]}
+        )
+        named = re.findall(r"\bshoal_\w+", (CHART / "files" / "dashboard.json").read_text())
+        named += re.findall(r"\bshoal_\w+", (CHART / "templates" / "monitoring.yaml").read_text())
+        assert set(named) <= set(re.findall(r"^\w+", metrics.text, re.MULTILINE))
+        assert "shoal_shard_servers 1.0" in metrics.text
+
         assert router.stop() == 0
         assert '"operation":"PUT /collections/{name}"' in router.said
         assert KEY not in router.said
