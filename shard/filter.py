@@ -192,11 +192,15 @@ def with_text_indexes(encoded: bytes, indexes: Mapping[str, TextIndex]) -> bytes
     return encoded[:-1] + b',"text_indexes":' + msgspec.json.encode(indexes) + b"}"
 
 
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(_IndexedFilter)
+
+
 @lru_cache(maxsize=256)
 def matcher(encoded: bytes) -> Matcher:
     """The matcher of a filter that `Filter.check` has encoded, or `with_text_indexes` after it."""
     try:
-        found = msgspec.json.decode(encoded, type=_IndexedFilter)
+        found = _decoder.decode(encoded)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"filter: {error}") from error
     return Matcher(found, text_indexes=found.text_indexes)
