@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from random import getrandbits
+from threading import Thread
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 RATIO = 0.01
 """Of requests that bring no decision, how many are traced, unless ``OTEL_TRACES_SAMPLER`` is set.
 A trace takes more than a small search does."""
+LAST_SECONDS = 3.0
+"""How long what is left may take to be sent in the end."""
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 Kind: TypeAlias = Literal["internal", "server", "client"]
@@ -154,7 +157,10 @@ def exporting(service: str, processor: SpanProcessor | None = None) -> Iterator[
     finally:
         if _tracing is own:
             _tracing = None
-        own.provider.shutdown()
+        # It would wait half a minute for a collector that does not answer.
+        sending = Thread(target=own.provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(LAST_SECONDS)
 
 
 def _processor_of_environment() -> SpanProcessor | None:

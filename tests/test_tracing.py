@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -309,6 +310,21 @@ with tracing.exporting("shoal"):
     )
     assert done.returncode == 0, done.stderr
     assert "shoal[otel]" in done.stderr
+
+
+def test_a_collector_that_does_not_answer_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        with tracing.exporting("shoal"):
+            span = tracing.begin("hm")
+            assert span is not None
+            span.end()
+            began = monotonic()
+        assert monotonic() - began < tracing.LAST_SECONDS + 5
 
 
 class Collector:

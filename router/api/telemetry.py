@@ -54,7 +54,8 @@ async def telemetry(
     context = Context.of(request)
     together = await context.metrics.together()
     samples = [sample for metric in together.collect() for sample in metric.samples]
-    collections = context.directory.collections()
+    known = context.directory.collections()
+    collections = {name: one for name, one in known.items() if not one.hidden}
     told: dict[str, Any] = {"number_of_collections": len(collections)}
     rest: dict[str, Any] = {"responses": _responses(samples)}
     found: dict[str, Any] = {
