@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import Depends, Query
+from fastapi import Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from cluster.export.jobs import ExportJob
 from cluster.ingest.jobs import IngestJob
 from cluster.jobs import Jobs
 from cluster.snapshots import Snapshots
+from router.api.wire import NAME_SCHEMA
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
@@ -49,6 +50,8 @@ class Context:
         return context if access.level is Level.MANAGE else replace(context, access=access)
 
 
+NewName = Annotated[str, Path(json_schema_extra=NAME_SCHEMA)]
+"""Of a collection that the request may make; `router.api.collections.check_name` checks it."""
 Timeout = Annotated[
     int | None,
     Query(ge=1, le=86_400, description="Seconds to wait for the answer, in place of the default."),
