@@ -212,7 +212,7 @@ STRINGS = {
 """What a string may be in a field of that name, and in a list there."""
 MOST = {"limit": 50, "offset": 50, "sample": 50, "group_size": 5, "shard_number": 2, "size": 4}
 """The largest integer in a field of that name."""
-ANSWERS = ("Alias", "CollectionName", "ExportJob", "IngestJob")
+ANSWERS = ("Alias", "AppTelemetry", "CollectionName", "ExportJob", "IngestJob")
 
 _NUMBER = {"type": "number"}
 _VECTOR = {"type": "array", "items": {"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER}]}}
