@@ -154,7 +154,7 @@ STRANGERS: dict[str, dict[str, str]] = {
     "other secret": bearer(token("another-secret-of-enough-characters", access="m")),
     "signed with the reader's key": bearer(token(READER * 3, access="m")),
     "expired": bearer(token(access="m", exp=int(time.time()) - 60)),
-    "not yet": bearer(token(access="m", nbf=int(time.time()) + 600)),
+    "not yet": bearer(token(access="m", nbf=int(time.time()) + 10**8)),
     "unknown access": bearer(token(access="w")),
     "null access": bearer(token(access=None)),
     "manage a collection": bearer(token(access=scoped("m"))),
