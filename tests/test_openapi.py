@@ -17,16 +17,21 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import httpx
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from qdrant_client import models
 from schemathesis import APIOperation, Case, GenerationMode, Response
 from schemathesis.checks import CheckContext
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from tests import filters
 from tests.shoal_in_process import ShoalInProcess
+from tests.test_query_differential import points, prefetches
 
 Operation: TypeAlias = APIOperation[Any, Any, Any, Any]
 AnyCase: TypeAlias = "Case[Any]"
@@ -194,6 +199,41 @@ def with_integers(value: Any) -> Any:
         case list():
             return [with_integers(one) for one in value]
     return value
+
+
+# What clients send
+
+
+@pytest.fixture(scope="module")
+def page(http: httpx.Client) -> Any:
+    return http.get("/openapi.json").json()
+
+
+def assert_allowed(page: Any, name: str, model: BaseModel) -> None:
+    """By the schema of that name, with nulls for what is not given and without."""
+    schema = {"$ref": f"#/components/schemas/{name}", "components": page["components"]}
+    validator = jsonschema_rs.validator_for(schema)
+    for is_without in (True, False):
+        sent = model.model_dump(mode="json", by_alias=True, exclude_none=is_without)
+        assert validator.is_valid(sent), sent
+
+
+checked = settings(max_examples=100, derandomize=True, database=None, deadline=None)
+
+
+@checked
+@given(filters.filters)
+def test_filters_are_allowed(page: Any, given: models.Filter) -> None:
+    assert_allowed(page, "Filter", given)
+
+
+@checked
+@given(prefetches(), points)
+def test_queries_and_points_are_allowed(
+    page: Any, query: models.Prefetch, point: models.PointStruct
+) -> None:
+    assert_allowed(page, "Prefetch", query)
+    assert_allowed(page, "PointStruct", point)
 
 
 # Requests that are about what the collection has, and not only well-formed

@@ -63,16 +63,17 @@ def _with_one_of(schema: Schema, fields: Iterable[str]) -> Schema:
 
 def _condition(schema: Schema) -> Schema:
     fields = schema["properties"]
-    fields["has_id"] = msgspec.json.schema(list[wire.RawId])
+    fields["has_id"] = msgspec.json.schema(list[wire.RawId] | None)
     with_key = {name: {"type": "boolean"} for name in _PRESENCE}
-    alone = dict.fromkeys(_PRESENCE, _ref("PayloadField"))
+    without = dict.fromkeys(_PRESENCE, _ref("PayloadField"))
+    alone = [one for one in fields if one not in ("key", *_OF_A_KEY, *_PRESENCE, *_GROUPS)]
     return _either(
         schema,
         [
             *(_closed(schema, ["key", name]) for name in _OF_A_KEY),
             *(_closed(schema, ["key", name], changed=with_key) for name in _PRESENCE),
-            *(_closed(schema, [name], changed=alone) for name in _PRESENCE),
-            *(_closed(schema, [name]) for name in ("has_id", "has_vector", "nested")),
+            *(_closed(schema, [name], changed=without) for name in _PRESENCE),
+            *(_closed(schema, [name]) for name in alone),
             _closed(schema, [], _GROUPS),
         ],
     )
@@ -86,18 +87,17 @@ def _either(schema: Schema, alternatives: list[Schema]) -> Schema:
 def _closed(
     schema: Schema, wanted: list[str], free: Iterable[str] = (), changed: Schema | None = None
 ) -> Schema:
-    """The object with the ``wanted`` fields, and the ``free`` ones as they are; no others, which
-    may be null if they may be so at all."""
-    fields = schema["properties"] | (changed or {})
+    """The object with the ``wanted`` fields, some of them ``changed``, none null, and with the
+    ``free`` ones as they are; no others, which may be null if they may be so at all."""
+    fields = schema["properties"]
     properties = {}
     for name, field in fields.items():
-        parts = field.get("anyOf", [field])
         if name in free:
             properties[name] = field
         elif name in wanted:
-            parts = [one for one in parts if one != _NULL]
+            parts = [one for one in _parts((fields | (changed or {}))[name]) if one != _NULL]
             properties[name] = parts[0] if len(parts) == 1 else {"anyOf": parts}
-        elif _NULL in parts:
+        elif _NULL in _parts(field):
             properties[name] = _NULL
     return {
         "type": "object",
@@ -105,6 +105,11 @@ def _closed(
         "required": [*schema["required"], *wanted],
         "additionalProperties": False,
     }
+
+
+def _parts(field: Schema) -> list[Schema]:
+    parts: list[Schema] = field.get("anyOf", [field])
+    return parts
 
 
 def _ref(name: str) -> Schema:
