@@ -406,7 +406,8 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         vectors = [vector_of(one) for one in range(500)]
         table = pyarrow.table({"id": list(range(500)), "vector": vectors})
         put(seaweedfs, f"{source}/a.parquet", table)
-        assert pods.run(load["spec"]["containers"][0]).end() == 0
+        for container in (*load["spec"]["initContainers"], *load["spec"]["containers"]):
+            assert pods.run(container).end() == 0
         assert client.count("loaded").count == 500
         assert nearest(client, "loaded", 123) == 123
         metrics = httpx.get(
