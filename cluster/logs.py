@@ -43,8 +43,15 @@ class JsonFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """What is told besides the message: the requests, if there are any, and the record's own."""
-    ids = list(dict.fromkeys(one.request_id for one in origins.get()))
-    about = {"request_id": ids[0]} if len(ids) == 1 else {"request_ids": ids} if ids else {}
+    callers = origins.get()
+    ids = list(dict.fromkeys(one.request_id for one in callers))
+    about: dict[str, Any] = {}
+    if len(ids) == 1:
+        about["request_id"] = ids[0]
+        if callers[0].trace_id:
+            about["trace_id"] = callers[0].trace_id
+    elif ids:
+        about["request_ids"] = ids
     return about | getattr(record, "fields", {})
 
 

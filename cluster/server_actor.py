@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import ray
 
 from cluster.settings import ClusterSettings, configure_logging
+from shard import tracing
 from shard.model import ShardConfig
 from shard.objects import open_object_store
 from shard.rpc.hosting import ShardId
@@ -41,6 +43,8 @@ class ShardServerActor:
         self._name = name
         self._settings = settings
         self._lock = Lock()
+        self._exits = ExitStack()
+        self._exits.enter_context(tracing.exporting("shoal-shard-server"))
         self._server: ShardServer | None = None
         self._address = ""
 
@@ -60,6 +64,7 @@ class ShardServerActor:
         with self._lock:
             if self._server is not None:
                 self._server.stop(grace)
+            self._exits.close()
 
     def _start(self) -> ShardServer:
         # A constructor that raises would end the actor for good; this is tried again.

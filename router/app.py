@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -24,12 +23,13 @@ from router.api import (
     groups,
     indexes,
     ingest,
+    openapi,
     points,
     search,
     service,
     snapshots,
+    telemetry,
     updates,
-    wire,
 )
 from router.api.exchange import Context
 from router.directory import Directory
@@ -102,6 +102,7 @@ def create_app(
     )
     for resource in (
         service,
+        telemetry,
         aliases,
         collections,
         indexes,
@@ -116,7 +117,7 @@ def create_app(
     ):
         app.include_router(resource.routes)
     errors.install(app)
-    _describe_bodies(app)
+    openapi.install(app)
 
     async def holds(claim: ValueExists) -> bool:
         encoded = claim.filter().check("value_exists")
@@ -127,17 +128,4 @@ def create_app(
         return await context.directory.act(claim.collection, count) > 0
 
     gate = Gate(HotPath(app, search.HOT), security, Authenticator(security, holds))
-    return Observer(gate, metrics.requests, directory, observation.slow_query_ms)
-
-
-def _describe_bodies(app: FastAPI) -> None:
-    """Add the schemas of bodies, which msgspec decodes, to the OpenAPI page."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        page = generate()
-        schemas = page.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(wire.components())
-        return page
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    return Observer(gate, metrics.requests, directory, observation)

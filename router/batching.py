@@ -17,12 +17,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TypeAlias
 
 from prometheus_client import Histogram
 
 from cluster.catalog import Collection
+from shard import tracing
 from shard.model import Hits, SearchParams, VectorColumn
 from shard.rpc.merge import split_hits
 from shard.rpc.origin import Origin, origins
@@ -43,6 +44,8 @@ Send: TypeAlias = Callable[[Collection, VectorColumn, SearchParams, float], Awai
 class _Waiting:
     queries: VectorColumn
     callers: tuple[Origin, ...]
+    since: float
+    """By `perf_counter`."""
     deadline: float
     found: asyncio.Future[Hits]
 
@@ -96,7 +99,8 @@ class _Lane:
 
     async def search(self, queries: VectorColumn, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(queries, origins.get(), monotonic() + timeout, found))
+        deadline = monotonic() + timeout
+        self._waiting.append(_Waiting(queries, origins.get(), perf_counter(), deadline, found))
         self._fill_soon()
         try:
             async with asyncio.timeout(timeout + _GRACE_SECONDS):
@@ -154,18 +158,7 @@ class _Lane:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = VectorColumn.concatenate([one.queries for one in batch])
-        origins.set(
-            tuple(
-                Origin(
-                    caller.request_id,
-                    caller.traceparent,
-                    caller.share * one.queries.rows / queries.rows,
-                    caller.charges,
-                )
-                for one in batch
-                for caller in one.callers
-            )
-        )
+        origins.set(_callers(batch, queries.rows))
         timeout = max(one.deadline for one in batch) - monotonic()
         try:
             hits = await self._send(self._collection, queries, self._params, timeout)
@@ -182,6 +175,20 @@ class _Lane:
         for one, part in zip(batch, parts, strict=True):
             if not one.found.done():
                 one.found.set_result(part)
+
+
+def _callers(batch: list[_Waiting], queries: int) -> tuple[Origin, ...]:
+    """Whom a batch of so many queries is for, each with its share. Traces their waiting."""
+    now = perf_counter()
+    callers = []
+    for one in batch:
+        for caller in one.callers:
+            if caller.traceparent:
+                attributes = {"shoal.batch.queries": queries}
+                tracing.record("gather", caller.traceparent, one.since, now, attributes)
+            share = caller.share * one.queries.rows / queries
+            callers.append(Origin(caller.request_id, caller.traceparent, share, caller.charges))
+    return tuple(callers)
 
 
 def _cancel_if_unwanted(

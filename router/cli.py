@@ -48,6 +48,11 @@ _slow_query_ms = click.option(
     show_default=True,
     help="Requests that take so long are logged, with where their time went; 0: none.",
 )
+_hardware_reporting = click.option(
+    "--hardware-reporting",
+    is_flag=True,
+    help="Every answer tells what it has taken, as `usage`.",
+)
 
 
 @main.command("serve", context_settings={"auto_envvar_prefix": "SHOAL"})
@@ -82,6 +87,7 @@ _slow_query_ms = click.option(
 @_log_level
 @_log_format
 @_slow_query_ms
+@_hardware_reporting
 @guarded
 def serve_command(
     data: str,
@@ -96,6 +102,7 @@ def serve_command(
     log_level: str,
     log_format: LogFormat,
     slow_query_ms: int,
+    hardware_reporting: bool,
     security: Security,
 ) -> None:
     """Serve until interrupted. Every option may come from an environment variable SHOAL_OPTION."""
@@ -115,7 +122,7 @@ def serve_command(
         log_level=log_level,
         security=security,
         log_format=log_format,
-        observation=Observation(slow_query_ms=slow_query_ms),
+        observation=Observation(slow_query_ms=slow_query_ms, hardware_reporting=hardware_reporting),
     )
     _run(lambda: serve(settings, _tell_ready))
 
@@ -136,6 +143,7 @@ def serve_command(
 @_log_level
 @_log_format
 @_slow_query_ms
+@_hardware_reporting
 @guarded
 def router_command(
     data: str,
@@ -146,6 +154,7 @@ def router_command(
     log_level: str,
     log_format: LogFormat,
     slow_query_ms: int,
+    hardware_reporting: bool,
     security: Security,
 ) -> None:
     """Answer requests, for a cluster that `shoal supervise` or `shoal serve` runs."""
@@ -160,7 +169,7 @@ def router_command(
         shards=shards,
         log_level=log_level,
         log_format=log_format,
-        observation=Observation(slow_query_ms=slow_query_ms),
+        observation=Observation(slow_query_ms=slow_query_ms, hardware_reporting=hardware_reporting),
         security=security,
     )
     _run(lambda: route(settings, _tell_ready))

@@ -49,9 +49,9 @@ class Directory:
         """Whether a collection has that name of its own, as it is cached."""
         return name in self._names.collections
 
-    def names_by_id(self) -> dict[str, str]:
-        """Of all collections, as they are cached."""
-        return {one.id: name for name, one in self._names.collections.items()}
+    def collections(self) -> dict[str, Collection]:
+        """All of them by their own names, as they are cached; not to be changed."""
+        return self._names.collections
 
     async def refresh(self) -> Names:
         """What the catalog has, read no earlier than this call; not to be changed.

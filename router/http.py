@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -21,6 +21,7 @@ from router.fanout import Fanout
 from router.grpc import server as grpc_server
 from router.observing import Observation
 from router.security.settings import Security
+from shard import tracing
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
 from shard.rpc.tls import channel_credentials, read
@@ -76,6 +77,8 @@ async def routing(
         )
     )
     ask_for_short_slices()
+    exits = ExitStack()
+    exits.enter_context(tracing.exporting("shoal-router"))
     serving = asyncio.create_task(server.serve([listening]))
     # What was imported stays: the garbage collector need not look through it time and again.
     gc.collect()
@@ -93,6 +96,7 @@ async def routing(
     finally:
         server.should_exit = True
         await serving
+        await asyncio.to_thread(exits.close)
 
 
 def _grpc_credentials(security: Security) -> grpc.ServerCredentials | None:

@@ -10,6 +10,7 @@ of collections that are gone.)
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from time import time
 from typing import NamedTuple
 
+import msgspec
 from prometheus_client import (
     GC_COLLECTOR,
     CollectorRegistry,
@@ -39,6 +41,8 @@ from router.directory import Directory
 from router.fanout import Fanout
 from shard.errors import Unavailable
 from shard.metrics import Together, pack, unpack
+
+logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
@@ -152,11 +156,14 @@ class RouterMetrics:
         own = shared / f"{self._router}"
         part = shared / f"{self._router}.part"
         while True:
-            part.write_bytes(pack(self._registry))
-            part.replace(own)
+            try:
+                part.write_bytes(pack(self._registry))
+                part.replace(own)
+            except OSError as error:
+                logger.warning("metrics of router %d are not told: %s", self._router, error)
             await asyncio.sleep(PUBLISH_SECONDS)
 
-    def of_routers(self) -> Together:
+    def _of_routers(self) -> Together:
         """What the router processes of this service have done."""
         together = Together()
         together.add(self._registry.collect(), {"router": str(self._router)})
@@ -167,31 +174,33 @@ class RouterMetrics:
         return together
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """What there is to know of this service and of all shard servers, in the first of the
-        formats that a request has in ``accept``, and its content type.
+        """What `together` answers, in the first of the formats that a request has in ``accept``,
+        and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return await asyncio.to_thread(encode, await self.together()), content_type
+
+    async def together(self) -> Together:
+        """What there is to know of this service and of all shard servers.
 
         Takes little more than `SCRAPE_SECONDS`; a shard server that does not answer until then is
         left out, and that is told.
         """
         answers, names = await asyncio.gather(
-            self._fanout.collect(timeout=SCRAPE_SECONDS), self._collections()
+            self._fanout.collect(timeout=SCRAPE_SECONDS), self._names()
         )
-        routers = self.of_routers()
-        encode, content_type = choose_encoder(accept)
-
-        def put_together() -> bytes:
-            _add_servers(routers, answers, names)
-            return encode(routers)
-
+        together = self._of_routers()
+        count = sum(not one.hidden for one in self._directory.collections().values())
+        together.add([GaugeMetricFamily("shoal_collections", "Collections there are.", count)], {})
         # With thousands of shards this takes long.
-        return await asyncio.to_thread(put_together), content_type
+        await asyncio.to_thread(_add_servers, together, answers, names)
+        return together
 
-    async def _collections(self) -> dict[str, str]:
+    async def _names(self) -> dict[str, str]:
         """Names of collections by their ids."""
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(SCRAPE_SECONDS):
                 await self._directory.refresh()
-        return self._directory.names_by_id()
+        return {one.id: name for name, one in self._directory.collections().items()}
 
 
 def _add_servers(
@@ -201,14 +210,16 @@ def _add_servers(
     up = GaugeMetricFamily(
         "shoal_shard_server_up", "1 for a shard server that has answered.", labels=["server"]
     )
+    answering = 0
     for server, answer in answers.items():
-        up.add_metric([server], answer is not None)
-        if answer is not None:
-            together.add(_named(unpack(answer), names), {"server": server})
-    known = GaugeMetricFamily("shoal_collections", "Collections there are.", len(names))
-    answering = sum(answer is not None for answer in answers.values())
+        metrics = None
+        with suppress(msgspec.DecodeError):  # As from one of another version.
+            metrics = None if answer is None else unpack(answer)
+        up.add_metric([server], metrics is not None)
+        together.add(_named(metrics or [], names), {"server": server})
+        answering += metrics is not None
     servers = GaugeMetricFamily("shoal_shard_servers", "Shard servers that answer.", answering)
-    together.add([known, servers, up], {})
+    together.add([servers, up], {})
 
 
 def _named(metrics: Iterable[Metric], names: Mapping[str, str]) -> Iterable[Metric]:

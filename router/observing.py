@@ -8,13 +8,16 @@ import logging
 import re
 from random import getrandbits
 from time import perf_counter
+from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.directory import Directory
 from router.metrics import Kind, Requests
+from shard import tracing
 from shard.rpc.origin import Origin, origins
+from shard.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     slow_query_ms: int = 0
     """Requests that take so long are logged; 0: none."""
+    hardware_reporting: bool = False
+    """Whether every answer tells what it has taken, and not just those that are asked to."""
     router: int = 0
     """Number of the process among the routers of a service."""
     shared: str | None = None
@@ -37,30 +42,40 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observer:
-    """ASGI middleware. Puts ``started`` into the scope, by `perf_counter`, and ``origin``.
+    """ASGI middleware. Puts into the scope when the request ``started``, by `perf_counter`, its
+    ``origin``, and whether the answer ``reports_usage``.
 
     Use from one event loop.
     """
 
     def __init__(
-        self, app: ASGIApp, requests: Requests, directory: Directory, slow_query_ms: int
+        self, app: ASGIApp, requests: Requests, directory: Directory, observation: Observation
     ) -> None:
         self._app = app
         self._requests = requests
         self._directory = directory
-        self._slow_seconds = slow_query_ms / 1_000 or float("inf")
+        self._slow_seconds = observation.slow_query_ms / 1_000 or float("inf")
+        self._reports_usage = observation.hardware_reporting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = scope["started"] = perf_counter()
-        request_id = b""
+        request_id = traceparent = b""
+        scope["reports_usage"] = self._reports_usage
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _ID.fullmatch(value):
                 request_id = value
+            elif name == b"traceparent":
+                traceparent = value
+            elif name == b"shoal-usage":
+                scope["reports_usage"] = value == b"true"
         request_id = request_id or b"%032x" % getrandbits(128)
-        origin = scope["origin"] = Origin(request_id.decode())
+        span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
+        origin = scope["origin"] = Origin(
+            request_id.decode(), "" if span is None else span.traceparent
+        )
         origins.set((origin,))
         status = _CLIENT_GONE
 
@@ -68,7 +83,7 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         self._requests.in_flight += 1
@@ -82,7 +97,9 @@ class Observer:
             self._requests.in_flight -= 1
             seconds = perf_counter() - started
             kind = self._kind(scope, status)
-            self._requests.count(kind, seconds)
+            self._requests.count(kind, seconds, origin.trace_id)
+            if span is not None:
+                _end(span, kind, origin.request_id)
             if seconds >= self._slow_seconds:
                 _tell(kind, seconds, origin)
 
@@ -96,6 +113,43 @@ class Observer:
             str(status),
             self._directory.known(name) if name else "",
         )
+
+
+def usage_of(origin: Origin) -> dict[str, Any]:
+    """What a request has taken until now, as Qdrant tells it, with Shoal's own beside."""
+    total = Usage()
+    for charge in origin.charges:
+        total.add(charge.cost.usage, charge.share)
+    own = {"vectors": total.vectors, "cpu_seconds": total.cpu_seconds}
+    return {"hardware": hardware(total), "inference": None, "shoal": own}
+
+
+def hardware(usage: Usage) -> dict[str, int]:
+    """``usage`` as Qdrant tells it: in bytes, and CPU time in microseconds."""
+    return {
+        "cpu": int(usage.cpu_seconds * 1e6),
+        "payload_io_read": int(usage.payload_bytes),
+        "payload_io_write": int(usage.written_payload_bytes),
+        "payload_index_io_read": 0,
+        "payload_index_io_write": 0,
+        "vector_io_read": int(usage.vector_bytes),
+        "vector_io_write": int(usage.written_vector_bytes),
+    }
+
+
+def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
+    span.end(
+        name=f"{kind.method} {kind.route}".rstrip(),
+        # Others than the server's own failures are the client's, by OpenTelemetry's conventions.
+        error=kind.code if kind.code.startswith("5") else "",
+        attributes={
+            "http.request.method": kind.method,
+            "http.route": kind.route,
+            "http.response.status_code": int(kind.code),
+            "db.collection.name": kind.collection,
+            "shoal.request_id": request_id,
+        },
+    )
 
 
 def _tell(kind: Kind, seconds: float, origin: Origin) -> None:

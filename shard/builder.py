@@ -46,6 +46,10 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(Outcome)
+
+
 class Builder:
     """Does one thing after the other, for any number of shards. Methods are called by any thread.
 
@@ -116,7 +120,7 @@ class Builder:
                 # It has ended for want of work just as there was some.
                 return self._ask(task, again=False)
             raise Unavailable(f"the process that builds indexes ended: {process.returncode}")
-        outcome = msgspec.json.decode(line, type=Outcome)
+        outcome = _decoder.decode(line)
         if outcome.error:
             raise Unavailable(f"building: {outcome.error}")
         return outcome.calibrations

@@ -55,9 +55,13 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     def decode(data: bytes) -> Edit:
         """Raises InvalidInput."""
         try:
-            return msgspec.json.decode(data, type=Edit)
+            return _decoder.decode(data)
         except msgspec.DecodeError as error:
             raise InvalidInput(f"edit: {error}") from error
+
+
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(Edit)
 
 
 def resolve(

@@ -24,6 +24,7 @@ from msgspec import Meta
 from shard import json_path
 from shard.errors import InvalidInput
 from shard.model import Keys, Mask, encode_id
+from shard.slices import slice_of
 from shard.text import Analysis, Analyzer
 
 EARTH_RADIUS = 6_371_008.8
@@ -51,6 +52,8 @@ class Match(Struct):
     text: str | None = None
     text_any: str | None = None
     phrase: str | None = None
+    prefix: str | None = None
+    substring: str | None = None
 
 
 class Range(Struct):
@@ -108,9 +111,16 @@ class Nested(Struct):
     filter: Filter
 
 
+class Slice(Struct):
+    """One of so many parts of all points, each in one of them, by their ids."""
+
+    total: Annotated[int, Meta(ge=1, le=2**32 - 1)]
+    index: Annotated[int, Meta(ge=0)]
+
+
 class Condition(Struct):
-    """One of: a ``key`` with what is to hold for it; a field that is empty or null; ids; a vector
-    that the point has; a filter for the objects of an array; a filter."""
+    """One of: a ``key`` with what is to hold for it; a field that is empty or null; ids; a slice of
+    the ids; a vector that the point has; a filter for the objects of an array; a filter."""
 
     key: str | None = None
     match: Match | None = None
@@ -122,6 +132,7 @@ class Condition(Struct):
     is_empty: PayloadField | bool | None = None
     is_null: PayloadField | bool | None = None
     has_id: list[int | str] | None = None
+    slice: Slice | None = None
     has_vector: str | None = None
     nested: Nested | None = None
     must: Condition | list[Condition] | None = None
@@ -181,11 +192,15 @@ def with_text_indexes(encoded: bytes, indexes: Mapping[str, TextIndex]) -> bytes
     return encoded[:-1] + b',"text_indexes":' + msgspec.json.encode(indexes) + b"}"
 
 
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(_IndexedFilter)
+
+
 @lru_cache(maxsize=256)
 def matcher(encoded: bytes) -> Matcher:
     """The matcher of a filter that `Filter.check` has encoded, or `with_text_indexes` after it."""
     try:
-        found = msgspec.json.decode(encoded, type=_IndexedFilter)
+        found = _decoder.decode(encoded)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"filter: {error}") from error
     return Matcher(found, text_indexes=found.text_indexes)
@@ -364,6 +379,9 @@ def _compile(
                 return (_is_empty if name == "is_empty" else _is_null)(steps), 1
         case ["has_id"]:
             return _has_id(condition.has_id or [], f"{field}.has_id"), 1
+        case ["slice"]:
+            assert condition.slice is not None
+            return _in_slice(condition.slice, f"{field}.slice"), 1
         case ["has_vector"]:
             name = condition.has_vector or ""
             return lambda payload, key, has: has.get(name, False), 1
@@ -462,6 +480,14 @@ def _has_id(ids: list[int | str], field: str) -> Test:
     return lambda payload, key, has: key in wanted
 
 
+def _in_slice(slice: Slice, field: str) -> Test:
+    total, index = slice.total, slice.index
+    if index >= total:
+        raise InvalidInput(f"{field}.index: expected less than `total`, {total}, got {index}")
+    # Objects of an array, which have no id, are in none.
+    return lambda payload, key, has: key != b"" and slice_of(key, total) == index
+
+
 def _compile_nested(
     nested: Nested, field: str, depth: int, indexes: _TextIndexes
 ) -> tuple[Test, int]:
@@ -485,12 +511,15 @@ def _compile_nested(
 # Values
 
 
+_MATCHES = Match.__struct_encode_fields__
+
+
 def _match(match: Match, field: str, index: TextIndex | None, *, together: bool) -> list[ValueTest]:
     """What is to hold for one of the values each. ``together``: whether, with an index, all texts
     of the field are one."""
     given = [name for name in match.__struct_fields__ if getattr(match, name) is not None]
     if len(given) != 1:
-        raise InvalidInput(f"{field}: expected one of value, any, except, text, text_any, phrase")
+        raise InvalidInput(f"{field}: expected one of {', '.join(_MATCHES)}")
     if match.value is not None:
         wanted = {_typed(match.value)}
         return [lambda value: _typed(value) in wanted]
@@ -500,6 +529,12 @@ def _match(match: Match, field: str, index: TextIndex | None, *, together: bool)
     if match.except_ is not None:
         others = set(map(_typed, match.except_))
         return [lambda value: value is not None and _typed(value) not in others]
+    if match.prefix is not None:
+        prefix = match.prefix
+        return [lambda value: isinstance(value, str) and value.startswith(prefix)]
+    if match.substring is not None:
+        substring = match.substring
+        return [lambda value: isinstance(value, str) and substring in value]
     if match.phrase is not None:
         return [_has_phrase(match.phrase, index)]
     analysis = index or Analysis()

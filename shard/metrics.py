@@ -32,6 +32,9 @@ class _Family(NamedTuple):
     samples: list[_Sample]
 
 
+_decoder = msgspec.msgpack.Decoder(list[_Family])
+
+
 def pack(collector: Collector) -> bytes:
     """What ``collector`` collects now."""
     families = [
@@ -57,7 +60,7 @@ def _exemplar(sample: Sample) -> tuple[dict[str, str], float, float] | None:
 def unpack(data: bytes) -> list[Metric]:
     """What was packed. Raises msgspec.DecodeError."""
     metrics = []
-    for family in msgspec.msgpack.decode(data, type=list[_Family]):
+    for family in _decoder.decode(data):
         metric = Metric(family.name, family.help, family.kind)
         for name, labels, value, exemplar in family.samples:
             metric.add_sample(name, labels, value, None, exemplar and Exemplar(*exemplar))

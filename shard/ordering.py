@@ -44,11 +44,15 @@ class OrderBy(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
         return msgspec.json.encode(self)
 
 
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(OrderBy)
+
+
 @lru_cache(maxsize=256)
 def ordering(encoded: bytes) -> Ordering:
     """Of what `OrderBy.check` has encoded."""
     try:
-        return Ordering(msgspec.json.decode(encoded, type=OrderBy))
+        return Ordering(_decoder.decode(encoded))
     except msgspec.DecodeError as error:
         raise InvalidInput(f"order_by: {error}") from error
 

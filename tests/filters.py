@@ -20,6 +20,7 @@ TIMES = [
 IDS: list[Any] = [0, 1, 2, 3, 2**64 - 1, "00000000-0000-0000-0000-000000000007"]
 
 words = st.sampled_from(WORDS)
+parts = words | st.sampled_from(["re", "Gr", "gr", "quick ", "ox", "-", "ï", "20"])
 times = st.sampled_from(TIMES)
 small = st.integers(-3, 3)
 numbers = small | st.sampled_from([0.5, 1.0, -2.5, 3.0])
@@ -49,6 +50,8 @@ matches = st.one_of(
     st.builds(models.MatchText, text=words),
     st.builds(models.MatchTextAny, text_any=words),
     st.builds(models.MatchPhrase, phrase=words),
+    st.builds(models.MatchPrefix, prefix=parts),
+    st.builds(models.MatchSubstring, substring=parts),
 )
 bounds = {name: st.none() | numbers for name in ("gt", "gte", "lt", "lte")}
 ranges = st.builds(models.Range, **bounds)
@@ -102,6 +105,11 @@ simple = st.one_of(
     keys.map(lambda key: models.IsEmptyCondition(is_empty=models.PayloadField(key=key))),
     keys.map(lambda key: models.IsNullCondition(is_null=models.PayloadField(key=key))),
     st.lists(st.sampled_from(IDS), max_size=3).map(lambda ids: models.HasIdCondition(has_id=ids)),
+    st.integers(1, 4).flatmap(
+        lambda total: st.integers(0, total - 1).map(
+            lambda index: models.SliceCondition(slice=models.Slice(total=total, index=index))
+        )
+    ),
     st.sampled_from(["", "other", "missing"]).map(
         lambda name: models.HasVectorCondition(has_vector=name)
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,6 +37,38 @@ def test_commit_of_one_version(object_store: ObjectStore) -> None:
     assert not other.commit(b"a", 1)
     assert other.commit(b"b", 2)
     assert document.read() == (2, b"b")
+
+
+FIRST_USES = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import msgspec
+
+from shard.objects.document import decode_stored
+
+sys.setswitchinterval(1e-6)
+barrier = Barrier(8)
+
+
+def decode(kind):
+    barrier.wait()
+    return decode_stored(b'{"items": {"a": {"x": 1, "y": 2.5}}, "all": []}', kind, "name").all
+
+
+with ThreadPoolExecutor(8) as pool:
+    for number in range(300):
+        inner = msgspec.defstruct("Inner", [("x", int), ("y", float | None, None)])
+        kind = msgspec.defstruct("Outer", [("items", dict[str, inner]), ("all", list[inner])])
+        assert list(pool.map(decode, [kind] * 8)) == [[]] * 8
+"""
+
+
+def test_types_that_threads_use_for_the_first_time_at_once() -> None:
+    """What goes wrong ends the process."""
+    done = subprocess.run([sys.executable, "-c", FIRST_USES], check=False, timeout=120)
+    assert done.returncode == 0
 
 
 def test_nothing_is_written_for_no_change(local_store: LocalObjectStore) -> None:

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 from qdrant_client.local.payload_filters import check_filter
+from qdrant_client.local.siphash import point_id_slice
 
 from shard.errors import InvalidInput
 from shard.filter import Filter, matcher
-from shard.model import encode_ids
+from shard.model import encode_id, encode_ids
+from shard.slices import siphash, slice_of
 from tests import filters
 
 
@@ -65,6 +67,10 @@ def test_the_same_points_match_as_in_qdrant(
             {"must": [{"key": "a", "match": {"value": 1}, "range": {"gt": 1}}]},
             "filter.must[0]: key, match, range make no condition together",
         ),
+        (
+            {"must": [{"slice": {"total": 3, "index": 3}}]},
+            "filter.must[0].slice.index: expected less than `total`, 3, got 3",
+        ),
         ({"must": [{"has_id": [-1]}]}, "filter.must[0].has_id[0]: expected an unsigned integer"),
         ({"must": [{"has_id": ["x"]}]}, "filter.must[0].has_id[0]: expected an unsigned integer"),
         (
@@ -89,6 +95,16 @@ def test_what_is_no_filter_is_told(given: Any, message: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         decode(given).check("filter")
     assert message in str(raised.value)
+
+
+def test_a_slice_is_a_hash_that_is_published() -> None:
+    assert siphash(b"") == 0x1E924B9D737700D7
+
+
+@given(st.integers(0, 2**64 - 1) | st.uuids(), st.integers(1, 2**32 - 1))
+def test_a_point_is_in_the_same_slice_as_in_qdrant(id: int | UUID, total: int) -> None:
+    expected = point_id_slice(str(id) if isinstance(id, UUID) else id, total)
+    assert slice_of(encode_id(id), total) == expected
 
 
 def test_empty_filters_ask_for_nothing() -> None:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from cluster.catalog import Collection
 from router.api import wire
 from router.api.convert import encode_payloads
-from router.api.exchange import Context, Timeout, answer, read_body
+from router.api.exchange import Context, NewName, Timeout, answer, read_body
 from router.api.indexes import payload_schema
 from router.errors import OutOfRange
 from shard.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
@@ -210,7 +210,7 @@ async def exists(request: Request, name: str) -> Response:
     responses=wire.answers(bool),
     summary="Create a collection",
 )
-async def create(request: Request, name: str, timeout: Timeout = None) -> Response:
+async def create(request: Request, name: NewName, timeout: Timeout = None) -> Response:
     """Create a collection, and wait until its shards answer."""
     context = Context.of(request)
     check_name(name)
@@ -331,7 +331,7 @@ def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
         "points_count": sum(shard.points for shard in shards),
         "indexed_vectors_count": sum(shard.indexed for shard in shards),
         "segments_count": sum(len(shard.segments) for shard in shards),
-        "config": _config(collection),
+        "config": config_of(collection),
         "payload_schema": {},
         "shoal": {
             "recall_target": collection.config.recall_target,
@@ -340,7 +340,8 @@ def describe(collection: Collection, shards: list[ShardInfo]) -> dict[str, Any]:
     }
 
 
-def _config(collection: Collection) -> dict[str, Any]:
+def config_of(collection: Collection) -> dict[str, Any]:
+    """A collection's settings as its info has them."""
     settings = collection.settings
     vectors = {
         name: {

@@ -133,8 +133,8 @@ def parse_query(value: Any, name: str, config: ShardConfig) -> VectorColumn:
             return _embedded(value, "query", embed_query)
     elif name not in config.vectors:
         raise InvalidInput(f"Not existing vector name error: {name}")
-    elif config.vectors[name].multi and value and not isinstance(value[0], list):
-        value = [value]
+    elif config.vectors[name].multi and isinstance(value, list) and value:
+        value = value if isinstance(value[0], list) else [value]
     return parse_column([value], name, config)
 
 

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import Depends, Query
+from fastapi import Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,10 +15,12 @@ from cluster.export.jobs import ExportJob
 from cluster.ingest.jobs import IngestJob
 from cluster.jobs import Jobs
 from cluster.snapshots import Snapshots
+from router.api.wire import NAME_SCHEMA
 from router.directory import Directory
 from router.errors import TooLarge
 from router.fanout import Fanout
 from router.metrics import RouterMetrics
+from router.observing import usage_of
 from router.security.access import FULL, Access, Level
 from router.security.locations import Locations
 
@@ -48,6 +50,8 @@ class Context:
         return context if access.level is Level.MANAGE else replace(context, access=access)
 
 
+NewName = Annotated[str, Path(json_schema_extra=NAME_SCHEMA)]
+"""Of a collection that the request may make; `router.api.collections.check_name` checks it."""
 Timeout = Annotated[
     int | None,
     Query(ge=1, le=86_400, description="Seconds to wait for the answer, in place of the default."),
@@ -105,6 +109,8 @@ def answer(request: Request, result: Any) -> Response:
         "status": "ok",
         "time": perf_counter() - request.scope["started"],
     }
+    if request.scope["reports_usage"]:
+        body["usage"] = usage_of(request.scope["origin"])
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
     )

@@ -23,14 +23,6 @@ async def root() -> dict[str, object]:
     return {"title": "shoal", "version": QDRANT_VERSION, "shoal": {"version": version("shoal")}}
 
 
-@routes.get("/metrics", response_class=PlainTextResponse, summary="Metrics")
-async def metrics(request: Request) -> Response:
-    """What routers and shard servers have done, and what they hold, for Prometheus."""
-    accept = request.headers.get("accept", "")
-    text, content_type = await Context.of(request).metrics.exposition(accept)
-    return Response(text, headers={"content-type": content_type})
-
-
 @routes.get("/healthz", response_class=PlainTextResponse, summary="Health")
 @routes.get("/livez", response_class=PlainTextResponse, summary="Liveness")
 async def alive() -> str:

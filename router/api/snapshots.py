@@ -28,7 +28,7 @@ from router.api.collections import (
     describe,
     wait_until_answering,
 )
-from router.api.exchange import Context, answer, read_body
+from router.api.exchange import Context, NewName, answer, read_body
 from shard.errors import InvalidInput, NotFound
 
 routes = APIRouter(prefix="/collections/{name}/snapshots", tags=["Snapshots"])
@@ -42,7 +42,11 @@ _CHUNK_BYTES = 256 << 20
 J = TypeVar("J", bound=Job)
 
 
-@routes.post("", responses=wire.answers(wire.SnapshotDescription), summary="Create a snapshot")
+@routes.post(
+    "",
+    responses=wire.answers(wire.SnapshotDescription) | wire.ACCEPTED,
+    summary="Create a snapshot",
+)
 async def create(request: Request, name: str, wait: bool = True) -> Response:
     """Copy every point into the object store, apart from the collection and what becomes of it."""
     context = Context.of(request)
@@ -112,10 +116,10 @@ async def delete(request: Request, name: str, snapshot: str) -> Response:
 @routes.put(
     "/recover",
     openapi_extra=wire.body(_recover),
-    responses=wire.answers(bool),
+    responses=wire.answers(bool) | wire.ACCEPTED,
     summary="Recover from a snapshot",
 )
-async def recover(request: Request, name: str, wait: bool = True) -> Response:
+async def recover(request: Request, name: NewName, wait: bool = True) -> Response:
     """Put what is in a snapshot in the place of the collection, which is made if need be.
 
     Until it is all there the collection stays as it was. One that exists keeps its number of

@@ -39,13 +39,75 @@ RecallTarget = Annotated[
     float, Meta(gt=0, le=1, description="Recall@10 that searches aim at. An extension of Shoal's.")
 ]
 Threshold = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
-RawId = Annotated[int | str, Meta(description="An unsigned 64-bit integer, or a UUID as a string.")]
+NAME_SCHEMA = {"maxLength": 255, "pattern": r'^[^<>:"/\\|?*\u0000\u001f]*$'}
+"""Of a string that a collection may be named."""
+_HYPHENATED = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+ID_SCHEMAS = (
+    {"minimum": 0, "maximum": 2**64 - 1},
+    {"pattern": rf"^([0-9a-fA-F]{{32}}|(urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}})$"},
+)
+"""Of an unsigned 64-bit integer, and of a string that is a UUID."""
+RawId = (
+    Annotated[int, Meta(extra_json_schema=ID_SCHEMAS[0])]
+    | Annotated[str, Meta(extra_json_schema=ID_SCHEMAS[1])]
+)
 Memory = Literal["cold", "cached", "pinned"]
 Payload = dict[str, Any]
 Vector = list[float | list[float]]
 """Dense, or several of them."""
-VectorInput = Vector | int | str | dict[str, Any]
+
+
+def _described(**schema: Any) -> Meta:
+    """Of an object that is decoded once it is known what it is."""
+    return Meta(extra_json_schema=schema)
+
+
+def _one_of(*names: str) -> Meta:
+    return _described(anyOf=[{"$ref": f"#/components/schemas/{name}"} for name in names])
+
+
+VectorInput = Vector | RawId | Annotated[dict[str, Any], _one_of("SparseVector", "Document")]
 """A vector, the id of a stored one, or an object: a sparse vector, or text to be made one."""
+QueryInput = (
+    Vector
+    | RawId
+    | Annotated[
+        dict[str, Any],
+        _one_of(
+            "Nearest",
+            "Recommend",
+            "Discover",
+            "Context",
+            "Ordered",
+            "Fusion",
+            "Rrf",
+            "Rescore",
+            "Sample",
+            "SparseVector",
+            "Document",
+        ),
+    ]
+)
+"""A query, or a vector to be near to."""
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+PointVector = (
+    Vector
+    | Annotated[
+        dict[str, Any],
+        _described(
+            additionalProperties={
+                "anyOf": [
+                    _NUMBERS,
+                    {"type": "array", "items": _NUMBERS},
+                    {"$ref": "#/components/schemas/SparseVector"},
+                    {"$ref": "#/components/schemas/Document"},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ]
+)
+"""What a point has: the vectors without a name, or an object of vectors by name."""
 Empty = Annotated[list[Any], Meta(max_length=0)] | Annotated[dict[str, Any], Meta(max_length=0)]
 """What Shoal does not support, where clients also send nothing in the form of an empty value."""
 
@@ -182,20 +244,20 @@ class SparseVectorParams(Settings):
     modifier: Literal["none", "idf"] | None = None
 
 
-_VECTORS_SCHEMA = {
-    "description": "Parameters of the one vector that has no name, or of vectors by name.",
-    "oneOf": [
+_VECTORS = _described(
+    description="Parameters of the one vector that has no name, or of vectors by name.",
+    oneOf=[
         {"$ref": "#/components/schemas/VectorParams"},
         {
             "type": "object",
             "additionalProperties": {"$ref": "#/components/schemas/VectorParams"},
         },
     ],
-}
+)
 
 
 class CreateCollection(Body):
-    vectors: Annotated[dict[str, Any], Meta(extra_json_schema=_VECTORS_SCHEMA)] | None = None
+    vectors: Annotated[dict[str, Any], _VECTORS] | None = None
     shard_number: Annotated[int, Meta(ge=1, le=MAX_SHARDS)] | None = None
     recall_target: RecallTarget | None = None
     sharding_method: Literal["auto"] | None = None
@@ -280,7 +342,7 @@ class CreateFieldIndex(Body):
 
 class CreateAlias(Body):
     collection_name: str
-    alias_name: Annotated[str, Meta(min_length=1)]
+    alias_name: Annotated[str, Meta(min_length=1, extra_json_schema=NAME_SCHEMA)]
 
 
 class DeleteAlias(Body):
@@ -289,7 +351,7 @@ class DeleteAlias(Body):
 
 class RenameAlias(Body):
     old_alias_name: str
-    new_alias_name: Annotated[str, Meta(min_length=1)]
+    new_alias_name: Annotated[str, Meta(min_length=1, extra_json_schema=NAME_SCHEMA)]
 
 
 class AliasAction(Body):
@@ -362,6 +424,11 @@ class RecoverSnapshot(Body):
 # Points
 
 
+class SparseVector(Body):
+    indices: list[Annotated[int, Meta(ge=0, le=2**32 - 1)]]
+    values: list[float]
+
+
 class Document(Body):
     """A text to be made a sparse vector."""
 
@@ -372,12 +439,12 @@ class Document(Body):
 
 class PointStruct(Body):
     id: RawId
-    vector: Vector | dict[str, Any]
+    vector: PointVector
     payload: Payload | None = None
 
 
 class Batch(Body):
-    ids: list[RawId]
+    ids: Annotated[list[RawId], _described(minItems=1)]
     vectors: list[Vector] | dict[str, list[Any]]
     payloads: list[Payload | None] | None = None
 
@@ -385,7 +452,7 @@ class Batch(Body):
 class Upsert(Body):
     """Either ``points`` or ``batch``."""
 
-    points: list[PointStruct] | None = None
+    points: Annotated[list[PointStruct], _described(minItems=1)] | None = None
     batch: Batch | None = None
     shard_key: None = None
     update_filter: Filter | None = None
@@ -411,17 +478,17 @@ class DeletePayload(PointsSelector, kw_only=True):
 
 class PointVectors(Body):
     id: RawId
-    vector: Vector | dict[str, Any]
+    vector: PointVector
 
 
 class UpdateVectors(Body):
-    points: list[PointVectors]
+    points: Annotated[list[PointVectors], _described(minItems=1)]
     shard_key: None = None
     update_filter: Filter | None = None
 
 
 class DeleteVectors(PointsSelector, kw_only=True):
-    vector: list[str]
+    vector: Annotated[list[str], _described(minItems=1)]
 
 
 class UpdateOperation(Body):
@@ -613,7 +680,7 @@ class Prefetch(Body):
     """A query whose answer another one works on."""
 
     prefetch: Prefetch | list[Prefetch] | None = None
-    query: VectorInput | None = None
+    query: QueryInput | None = None
     using: str | None = None
     filter: Filter | None = None
     params: SearchParams | None = None
@@ -654,7 +721,7 @@ class NamedVector(Body):
 
 
 class Search(Body):
-    vector: Vector | dict[str, Any]
+    vector: Vector | Annotated[dict[str, Any], _one_of("NamedVector")]
     limit: Limit
     offset: Offset | None = None
     score_threshold: Threshold | None = None
@@ -689,6 +756,77 @@ class VersionInfo(Struct, forbid_unknown_fields=True):
     title: str
     version: Annotated[str, Meta(description="Version of Qdrant's REST API that this speaks.")]
     shoal: ShoalVersion
+
+
+class HardwareUsage(Struct, forbid_unknown_fields=True, kw_only=True):
+    """In bytes, and microseconds of CPU time."""
+
+    cpu: int
+    payload_io_read: int
+    payload_io_write: int
+    payload_index_io_read: int
+    payload_index_io_write: int
+    vector_io_read: int
+    vector_io_write: int
+
+
+class ShoalUsage(Struct, forbid_unknown_fields=True):
+    vectors: Annotated[int, Meta(description="Compared with a query, whole or by their codes.")]
+    cpu_seconds: Annotated[float, Meta(description="Of threads that read.")]
+
+
+class ReportedUsage(Struct, forbid_unknown_fields=True):
+    """What the request has taken; told where the header `shoal-usage: true` asks for it."""
+
+    hardware: HardwareUsage
+    inference: None
+    shoal: ShoalUsage
+
+
+class Operations(Struct, forbid_unknown_fields=True, kw_only=True):
+    count: int
+    avg_duration_micros: float
+    total_duration_micros: int
+
+
+class Responses(Struct, forbid_unknown_fields=True):
+    """By operation and status."""
+
+    responses: dict[str, dict[str, Operations]]
+    per_collection_responses: dict[str, dict[str, dict[str, Operations]]] | None = None
+
+
+class RequestsTelemetry(Struct, forbid_unknown_fields=True):
+    rest: Responses
+    grpc: Annotated[Responses, Meta(description="Empty: these count as the same by REST.")]
+
+
+class AppTelemetry(Struct, forbid_unknown_fields=True):
+    name: str
+    version: str
+    startup: str
+
+
+class CollectionTelemetry(Struct, forbid_unknown_fields=True):
+    id: str
+    config: CollectionConfig
+
+
+class CollectionsTelemetry(Struct, forbid_unknown_fields=True):
+    number_of_collections: int
+    collections: list[CollectionTelemetry] | None = None
+
+
+class HardwareTelemetry(Struct, forbid_unknown_fields=True):
+    collection_data: dict[str, HardwareUsage]
+
+
+class Telemetry(Struct, forbid_unknown_fields=True, kw_only=True):
+    id: str
+    app: AppTelemetry
+    collections: CollectionsTelemetry
+    requests: RequestsTelemetry
+    hardware: HardwareTelemetry | None = None
 
 
 class CollectionName(Struct, forbid_unknown_fields=True):
@@ -969,7 +1107,11 @@ def convert(value: Any, type: type[T], field: str) -> T:
         raise explained.__class__(where + text.removeprefix("body: ")) from None
 
 
-_documented: list[Any] = [VectorParams]
+_documented: list[Any] = [
+    *(Nearest, Recommend, Discover, Context, Ordered, Fusion, Rrf, Rescore, Sample),
+    *(SparseVector, Document, NamedVector, VectorParams),
+]
+"""What has a schema of its own; at first what is referred to by name alone."""
 
 
 def _schema(type: Any) -> dict[str, Any]:
@@ -990,7 +1132,26 @@ def body(decoder: Decoder[Any]) -> dict[str, Any]:
 def answers(result: Any) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route whose answer's ``result`` is of that type."""
     properties = {"result": _schema(result), "status": {"const": "ok"}, "time": {"type": "number"}}
-    return _responses({"type": "object", "properties": properties, "required": list(properties)})
+    required = list(properties)
+    properties["usage"] = _schema(ReportedUsage)
+    return _responses({"type": "object", "properties": properties, "required": required})
+
+
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "It goes on without the request.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"status": {"const": "accepted"}, "time": {"type": "number"}},
+                    "required": ["status", "time"],
+                }
+            }
+        },
+    }
+}
+"""``responses`` of a route that need not wait."""
 
 
 def raw_answers(whole: Any) -> dict[int | str, dict[str, Any]]:

@@ -28,7 +28,7 @@ Context: TypeAlias = aio.ServicerContext[Message, Message]
 
 MAX_DETAILS_BYTES = 1_500
 """Of UTF-8; percent-encoded they are up to three times as many, of the 8 KiB that clients take."""
-_FORWARDED = ("api-key", "authorization", "x-request-id")
+_FORWARDED = ("api-key", "authorization", "x-request-id", "traceparent", "shoal-usage")
 """Metadata that is passed on as headers."""
 _ANSWERED = {"x-request-id", "retry-after"}
 """Headers that are passed back as trailing metadata."""

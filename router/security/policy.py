@@ -60,6 +60,7 @@ ROUTES = {
     "GET /livez": _OPEN,
     "GET /readyz": _OPEN,
     "GET /metrics": Need(Scope.GLOBAL),
+    "GET /telemetry": Need(Scope.GLOBAL),
     "GET /openapi.json": _ANY,
     "GET /docs": _ANY,
     "GET /docs/oauth2-redirect": _ANY,

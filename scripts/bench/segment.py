@@ -49,7 +49,7 @@ def main() -> None:
 
 def measure(folder: Path, one: VectorConfig, vectors: Vectors, queries: Vectors) -> None:
     rows = len(vectors)
-    config = ShardConfig(vectors={UNNAMED: one})
+    config = ShardConfig(vectors={UNNAMED: one}, flat_threshold=1)
     keys = encode_ids(range(rows))
     started = time.perf_counter()
     write_segment(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,22 @@ class Service:
 
 
 @contextmanager
-def shoal(data: Path | str, *options: str) -> Iterator[Service]:
-    """``shoal serve`` over ``data``, ready; stopped in order at the end."""
+def shoal(
+    data: Path | str,
+    *options: str,
+    checkout: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> Iterator[Service]:
+    """``shoal serve`` over ``data``, ready; stopped in order at the end.
+
+    ``checkout``: of the code to run, if it is not this one's; ``env``: variables besides.
+    """
     command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data)]
     command += ["--port", "0", "--grpc-port", "0", *options]
-    with _running(command, subprocess.PIPE) as process:
+    environment = os.environ | (env or {})
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout)
+    with _running(command, subprocess.PIPE, cwd=checkout, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         if not line:
@@ -84,8 +96,13 @@ def chroma(executable: Path, data: Path, port: int) -> Iterator[Service]:
 
 
 @contextmanager
-def _running(command: Sequence[str], stdout: int) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=stdout)
+def _running(
+    command: Sequence[str],
+    stdout: int,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=stdout, cwd=cwd, env=env)
     try:
         yield process
     finally:

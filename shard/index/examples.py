@@ -50,7 +50,7 @@ class Examples(msgspec.Struct, frozen=True):
     def decode(data: bytes) -> Examples:
         """Raises InvalidInput."""
         try:
-            return msgspec.json.decode(data, type=Examples)
+            return _decoder.decode(data)
         except msgspec.DecodeError as error:
             raise InvalidInput(f"examples: {error}") from error
 
@@ -85,6 +85,10 @@ class Examples(msgspec.Struct, frozen=True):
                     missing = np.clip(positive - negative - _MARGIN, -_LIMIT, 0)
                     scores = _sigmoid(missing).sum(axis=0)
         return scores.astype(np.float32)
+
+
+# Made before threads use it: see `shard.objects.document`.
+_decoder = msgspec.json.Decoder(Examples)
 
 
 def _sigmoid(values: Scores) -> Scores:

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from threading import Lock
 from typing import TypeVar
 
 import msgspec
@@ -32,10 +33,24 @@ def decode_stored(
     data: bytes, type: type[T], name: str, decode: Callable[..., T] = msgspec.json.decode
 ) -> T:
     """What Shoal has stored, as a decoder of msgspec's reads it. Raises Corrupt, with ``name``."""
+    _prepare(type)
     try:
         return decode(data, type=type)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{name}: {error}") from error
+
+
+_preparing = Lock()
+_prepared: set[object] = set()
+
+
+def _prepare(type: object) -> None:
+    """Let msgspec 0.22 look at a type before several threads use it: where two do so for the first
+    time at once, one finds it half done, and the process dies."""
+    if type not in _prepared:
+        with _preparing:
+            msgspec.json.Decoder(type)
+            _prepared.add(type)
 
 
 class _Header(msgspec.Struct, frozen=True):

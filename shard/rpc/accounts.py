@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from shard import tracing
 from shard.model import ShardInfo
 from shard.rpc.hosting import Hosting
 from shard.usage import Cost, Measured, Usage
@@ -73,8 +74,28 @@ class Account:
     """What one call has taken so far."""
 
     cost: Cost = field(default_factory=Cost)
+    asked: float = 0.0
+    """When threads were asked to read, by `perf_counter`."""
     reads: list[tuple[int, Measured]] = field(default_factory=list)
     """Numbers of shards, and what was measured at each."""
+
+    def trace(self, parent: str) -> None:
+        """Record what there was in each shard as part of a trace."""
+        for shard, measured in self.reads:
+            span = tracing.record(
+                f"shard {shard}", parent, self.asked, measured.ended, {"shoal.shard": shard}
+            )
+            if span is None:
+                return
+            tracing.record("queue", span.traceparent, self.asked, measured.began)
+            for name, lap in measured.stages.items():
+                tracing.record(
+                    name,
+                    span.traceparent,
+                    lap.began,
+                    lap.ended,
+                    {"shoal.seconds": lap.seconds, "shoal.times": lap.times},
+                )
 
     def add_read(self, shard: int, measured: Measured) -> None:
         self.reads.append((shard, measured))

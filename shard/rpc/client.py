@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
 from typing import Any, TypeVar
 
 import grpc
@@ -38,7 +37,7 @@ from shard.rpc.channel import (
     SERVICE,
     TRACEPARENT,
 )
-from shard.rpc.origin import Charge, Origin, origins
+from shard.rpc.origin import Outgoing, calling
 from shard.rpc.status import error_of
 from shard.rpc.stream import CallStream
 from shard.usage import Cost
@@ -72,9 +71,9 @@ _METHODS = (
 )
 
 
-def _metadata(callers: Sequence[Origin]) -> list[tuple[str, str]]:
-    ids = [(REQUEST_ID, one.request_id) for one in callers]
-    return ids + [(TRACEPARENT, one.traceparent) for one in callers if one.traceparent]
+def _metadata(outgoing: Outgoing) -> list[tuple[str, str]]:
+    ids = [(REQUEST_ID, one) for one in outgoing.request_ids]
+    return ids + [(TRACEPARENT, one) for one in outgoing.traceparents]
 
 
 class ShardClient:
@@ -287,17 +286,24 @@ class ShardClient:
                 f"request of {len(data)} bytes: expected at most {MAX_MESSAGE_BYTES}, "
                 "send fewer points or queries at once"
             )
-        callers = origins.get()
-        began = perf_counter()
-        cost: Any = b""
+        shards = getattr(getattr(request, "target", None), "shards", ())
+        with calling(self.address, method, shards) as outgoing:
+            answer, cost = await self._send(method, data, timeout, outgoing)
+            outgoing.cost = self._decode(lambda: Cost.decode(cost))
+        return self._decode(lambda: reply.FromString(answer))
+
+    async def _send(
+        self, method: str, data: bytes, timeout: float, outgoing: Outgoing
+    ) -> tuple[bytes, bytes]:
+        """Answer and cost, encoded."""
         try:
-            if method in self._methods:
-                call = self._methods[method](data, timeout=timeout, metadata=_metadata(callers))
-                answer = await call
-                cost = dict(await call.trailing_metadata()).get(COST, b"")
-            else:
-                found = await self._stream.call(method, data, timeout, callers)
-                answer, cost = found.reply, found.cost
+            if method not in self._methods:
+                found = await self._stream.call(method, data, timeout, outgoing)
+                return found.reply, found.cost
+            call = self._methods[method](data, timeout=timeout, metadata=_metadata(outgoing))
+            answer = await call
+            told: Any = await call.trailing_metadata()
+            return answer, dict(told).get(COST, b"")
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details() or "", self.address) from None
         except grpc.aio.UsageError as error:
@@ -308,13 +314,6 @@ class ShardClient:
                 raise
             # The call was cancelled and not the caller: `close` ran out of patience.
             raise Unavailable(f"shard server {self.address}: connection closed") from None
-        finally:
-            if callers:
-                spent = self._decode(lambda: Cost.decode(cost))
-                seconds = perf_counter() - began
-                for one in callers:
-                    one.charges.append(Charge(self.address, method, seconds, one.share, spent))
-        return self._decode(lambda: reply.FromString(answer))
 
     def _decode(self, decode: Callable[[], T]) -> T:
         try:

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shard import facets, usage
+from shard import facets, tracing, usage
 from shard.builder import Builder
 from shard.engine import ShardEngine
 from shard.errors import InvalidInput, Overloaded
@@ -228,6 +228,7 @@ class ShardServer:
         began = perf_counter()
         own = Account()
         account.set(own)
+        spans = [tracing.begin(name, one, kind="server") for one in traceparents]
         collection_id, status, reply, details = "", grpc.StatusCode.CANCELLED, b"", ""
         try:
             request = request_type.FromString(data)
@@ -246,6 +247,13 @@ class ShardServer:
         finally:
             seconds = perf_counter() - began
             self._accounts.settle(own.cost, collection_id, name, status.name, seconds)
+            for span in spans:
+                if span is not None:
+                    own.trace(span.traceparent)
+                    span.end(
+                        error="" if status is grpc.StatusCode.OK else status.name,
+                        attributes={"shoal.collection_id": collection_id},
+                    )
         if status is not grpc.StatusCode.OK:
             reply = b""
         return status, reply, details, own.cost.encode()
@@ -385,7 +393,7 @@ class ShardServer:
         hands = min(self._threads, len(jobs))
         abandoned = threading.Event()
         own = account.get()
-        asked = perf_counter()
+        own.asked = perf_counter()
 
         def run(share: Sequence[tuple[int, Callable[[], T]]]) -> list[tuple[T, Measured]]:
             return [usage.measure(read) for _, read in share if not abandoned.is_set()]
@@ -404,7 +412,7 @@ class ShardServer:
             for one in running:
                 one.cancel()
         found = [shares[number % hands][number // hands] for number in range(len(jobs))]
-        own.cost.stages["queue"] = max(share[0][1].began for share in shares) - asked
+        own.cost.stages["queue"] = max(share[0][1].began for share in shares) - own.asked
         for (shard, _), (_, measured) in zip(jobs, found, strict=True):
             own.add_read(shard, measured)
         return [result for result, _ in found]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from shard.errors import Corrupt, Unavailable
 from shard.rpc import shard_pb2 as pb
-from shard.rpc.origin import Origin
+from shard.rpc.origin import Outgoing
 from shard.rpc.status import code_of, error_of
 
 
@@ -36,7 +36,7 @@ class CallStream:
         self._open: _OpenStream | None = None
 
     async def call(
-        self, method: str, request: bytes, timeout: float, callers: Sequence[Origin]
+        self, method: str, request: bytes, timeout: float, outgoing: Outgoing
     ) -> pb.Answer:
         """The answer to ``request``, which is a reply. Raises TimeoutError, and what `error_of`
         knows."""
@@ -48,8 +48,8 @@ class CallStream:
             method=method,
             request=request,
             timeout=timeout,
-            request_ids=[one.request_id for one in callers],
-            traceparents=[one.traceparent for one in callers if one.traceparent],
+            request_ids=outgoing.request_ids,
+            traceparents=outgoing.traceparents,
         )
         answered: asyncio.Future[pb.Answer] = asyncio.get_running_loop().create_future()
         stream.waiting[number] = answered
