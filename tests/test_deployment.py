@@ -97,10 +97,17 @@ class Deployment:
 
     def _mine(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                running = process.status() != psutil.STATUS_ZOMBIE
-                if running and process.environ().get(MARK) == self.mark:
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.status() != psutil.STATUS_ZOMBIE and self._is_mine(process.pid):
                     yield process
+
+    def _is_mine(self, pid: int) -> bool:
+        about = Path(f"/proc/{pid}")
+        if self.mark.encode() in (about / "environ").read_bytes():
+            return True
+        # A process of Ray's that changes its title writes over its variables.
+        opened = (str(one.readlink()) for one in (about / "fd").iterdir())
+        return any(one.startswith((self.ray_folder, str(self.folder))) for one in opened)
 
     def find(self, name: str) -> list[psutil.Process]:
         """Processes that have ``name`` in their command line."""
@@ -143,14 +150,15 @@ class Cluster:
         port, self.client_port, self.health_port, *managers = free_ports(4 + nodes)
         lasting = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
         common = ("--block", "--disable-usage-stats", "--object-store-memory=83886080")
-        deployment.start(
+        head = deployment.start(
             *("ray", "start", "--head", *common),
             *(f"--port={port}", f"--ray-client-server-port={self.client_port}"),
             *(f"--node-manager-port={managers[0]}", f"--temp-dir={deployment.ray_folder}"),
             *("--num-cpus=0", "--include-dashboard=false"),
             env=lasting | deployment.ray_environment,
         )
-        until(lambda: is_well(port))
+        until(lambda: "Ray runtime started" in head.said)
+        assert is_well(port)
         for manager in managers[1:]:
             deployment.start(
                 *("ray", "start", f"--address=127.0.0.1:{port}", *common),
@@ -194,11 +202,11 @@ class Router:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody has, and that nobody is given who asks for any.
 
-    Some are taken only after a while. Ray's workers have 10002 to 19999.
+    Some are taken only after a while. Ray's workers have 10002 to 19999, clients 23000 to 23999.
     """
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(24_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             if port not in found:
                 found.append(port)
@@ -387,8 +395,9 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         }
         pods = Pods(rendered, deployment, found)
         issue(trustme.CA(), tmp_path / "cluster-tls", NAME)
-        pods.start_ray("head")
-        pods.start_ray("shard")
+        for component in ("head", "shard"):
+            ray = pods.start_ray(component)
+            until(lambda: "Ray runtime started" in ray.said)  # noqa: B023
         pods.start("supervisor")
         router = pods.start("router")
         for component in ("head", "supervisor", "shard", "router"):
@@ -406,7 +415,8 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         vectors = [vector_of(one) for one in range(500)]
         table = pyarrow.table({"id": list(range(500)), "vector": vectors})
         put(seaweedfs, f"{source}/a.parquet", table)
-        assert pods.run(load["spec"]["containers"][0]).end() == 0
+        for container in (*load["spec"]["initContainers"], *load["spec"]["containers"]):
+            assert pods.run(container).end() == 0
         assert client.count("loaded").count == 500
         assert nearest(client, "loaded", 123) == 123
         metrics = httpx.get(

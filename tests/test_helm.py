@@ -165,6 +165,14 @@ def test_another_load_or_image_is_another_job() -> None:
     assert job({}) in names
 
 
+def test_names_of_any_kind_reach_commands_as_they_are() -> None:
+    source, collection = "s3://b/a: b #c/*.parquet", 'it\'s: "so" #1'
+    rendered = render({"ingest": [{"name": "x", "source": source, "collection": collection}]})
+    command = rendered.of("Job")[0]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:4] == ["shoal", "ingest", source, f"--collection={collection}"]
+    assert "--allow-location=s3://b/a: b #c" in rendered.pod("router").containers()[0]["command"]
+
+
 Break = Callable[[Rendered], object]
 FULL = {
     **VALUES["metrics"],
