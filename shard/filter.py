@@ -7,13 +7,11 @@ fields is as in Qdrant 1.16: a condition holds for an array if it does for one o
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import pairwise, repeat
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from itertools import repeat
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -21,20 +19,32 @@ import numpy as np
 import orjson
 from msgspec import Meta
 
-from shard import json_path
+from shard import conditions, json_path
+from shard.conditions import AllOf, AnyOf, AtLeast, Fulfils, HasId, HasVector, InSlice, Not, Test
 from shard.errors import InvalidInput
-from shard.model import Keys, Mask, encode_id
-from shard.slices import slice_of
-from shard.text import Analysis, Analyzer
+from shard.fields import Field, Steps
+from shard.model import KEY_DTYPE, Keys, Mask, encode_id
+from shard.predicates import (
+    Among,
+    Area,
+    Between,
+    Contains,
+    HasPhrase,
+    HasTerms,
+    Place,
+    StartsWith,
+    Within,
+    box,
+    circle,
+    polygon,
+    terms,
+)
+from shard.text import Analysis
+from shard.times import microseconds, parse_time
 
-EARTH_RADIUS = 6_371_008.8
-"""Metres, the mean one as the IUGG has it."""
 MAX_CONDITIONS = 65_536
 MAX_DEPTH = 32
 
-Test: TypeAlias = Callable[[Any, bytes, Mapping[str, bool]], bool]
-"""Of a decoded payload, the point's key, and which of the vectors asked for it has."""
-ValueTest: TypeAlias = Callable[[Any], bool]
 Value = bool | int | str
 Bound = float | str
 
@@ -219,30 +229,28 @@ class Matcher:
         text_indexes: Mapping[str, TextIndex] | None = None,
     ) -> None:
         """``text_indexes``: by paths of fields."""
-        indexes = _TextIndexes(
-            {
-                tuple(json_path.parse(path, "text_indexes")): index
-                for path, index in (text_indexes or {}).items()
-            }
+        of = _Objects(
+            {_steps(path, "text_indexes"): index for path, index in (text_indexes or {}).items()}
         )
-        self._test, self.conditions = (
-            _compile(filter, field, 0, indexes)
+        self.test, self.conditions = (
+            _compile(filter, field, 0, of)
             if isinstance(filter, Condition)
-            else _compile_filter(filter, field, indexes=indexes)
+            else _compile_filter(filter, field, 0, of)
         )
         self.vector_names = frozenset(_vector_names(filter))
         """Of the vectors that it asks points for."""
+        self.fields = frozenset(self.test.fields())
 
     def matches(
         self, keys: Keys, payloads: Sequence[bytes], has: Mapping[str, Mask] | None = None
     ) -> Mask:
         """Which points fulfil it, (n,); ``has``: which have a vector of each of
         `vector_names`."""
-        test = self._test
+        holds = self.test.holds
         loads = orjson.loads
         return np.fromiter(
             (
-                test(loads(payload) if payload else {}, key, had)
+                holds(loads(payload) if payload else {}, key, had)
                 for key, payload, had in zip(
                     keys.tolist(), payloads, _rows_of(has or {}, len(keys)), strict=True
                 )
@@ -271,28 +279,32 @@ def _vector_names(filter: Filter | Condition) -> Iterator[str]:
         yield filter.has_vector
 
 
-class _TextIndexes(NamedTuple):
-    by_steps: dict[tuple[str | int | None, ...], TextIndex]
-    nested: bool = False
+class _Objects(NamedTuple):
+    """Those that a filter is about: points, or objects in arrays."""
 
-    def below(self, steps: json_path.Steps) -> _TextIndexes:
-        """For the objects in the arrays there."""
+    text_indexes: Mapping[Steps, TextIndex] = {}
+    """By paths from there."""
+    within: tuple[Steps, ...] = ()
+    """As in a `Field`."""
+
+    def below(self, steps: Steps) -> _Objects:
+        """The objects in the arrays there."""
         to_items = (*steps, None)
-        return _TextIndexes(
+        return _Objects(
             {
                 path[len(to_items) :]: index
-                for path, index in self.by_steps.items()
+                for path, index in self.text_indexes.items()
                 if path[: len(to_items)] == to_items
             },
-            nested=True,
+            (*self.within, steps),
         )
 
 
-_NO_INDEXES = _TextIndexes({})
+_POINTS = _Objects()
 
 
 def _compile_filter(
-    filter: Filter | Condition, field: str, depth: int = 0, indexes: _TextIndexes = _NO_INDEXES
+    filter: Filter | Condition, field: str, depth: int = 0, of: _Objects = _POINTS
 ) -> tuple[Test, int]:
     """What to test, and how many conditions there are in it."""
     if depth > MAX_DEPTH:
@@ -303,49 +315,35 @@ def _compile_filter(
         given: Condition | list[Condition] | None = getattr(filter, name)
         if given is None:
             continue
-        compiled = _compile_all(given, f"{field}.{name}", depth, indexes)
+        compiled = _compile_all(given, f"{field}.{name}", depth, of)
         total += sum(count for _, count in compiled)
         parts = [test for test, _ in compiled]
         if not parts:
             continue  # Nothing is asked for.
-        tests.append(_COMBINED[name](parts))
+        tests.append(_JOINED[name](parts))
     if filter.min_should is not None:
-        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should", depth, indexes)
+        compiled = _compile_all(filter.min_should.conditions, f"{field}.min_should", depth, of)
         total += max(1, sum(count for _, count in compiled))
-        tests.append(_at_least(filter.min_should.min_count, [test for test, _ in compiled]))
+        tests.append(AtLeast([test for test, _ in compiled], filter.min_should.min_count))
     return _all_of(tests), total
 
 
 def _compile_all(
-    given: Condition | list[Condition], field: str, depth: int, indexes: _TextIndexes
+    given: Condition | list[Condition], field: str, depth: int, of: _Objects
 ) -> list[tuple[Test, int]]:
     if isinstance(given, Condition):
-        return [_compile(given, field, depth, indexes)]
-    return [_compile(one, f"{field}[{number}]", depth, indexes) for number, one in enumerate(given)]
+        return [_compile(given, field, depth, of)]
+    return [_compile(one, f"{field}[{number}]", depth, of) for number, one in enumerate(given)]
 
 
 def _all_of(tests: list[Test]) -> Test:
-    if len(tests) == 1:
-        return tests[0]
-    return lambda payload, key, has: all(test(payload, key, has) for test in tests)
+    return tests[0] if len(tests) == 1 else AllOf(tests)
 
 
-def _any_of(tests: list[Test]) -> Test:
-    return lambda payload, key, has: any(test(payload, key, has) for test in tests)
-
-
-def _none_of(tests: list[Test]) -> Test:
-    return lambda payload, key, has: not any(test(payload, key, has) for test in tests)
-
-
-def _at_least(count: int, tests: list[Test]) -> Test:
-    return lambda payload, key, has: sum(test(payload, key, has) for test in tests) >= count
-
-
-_COMBINED: dict[str, Callable[[list[Test]], Test]] = {
+_JOINED: dict[str, Callable[[list[Test]], Test]] = {
     "must": _all_of,
-    "should": _any_of,
-    "must_not": _none_of,
+    "should": AnyOf,
+    "must_not": lambda tests: Not(AnyOf(tests)),
 }
 _FIELD_TESTS = (
     "match",
@@ -360,352 +358,163 @@ _FIELD_TESTS = (
 _GROUPS = ("must", "should", "must_not", "min_should")
 
 
-def _compile(
-    condition: Condition, field: str, depth: int, indexes: _TextIndexes
-) -> tuple[Test, int]:
+def _compile(condition: Condition, field: str, depth: int, of: _Objects) -> tuple[Test, int]:
     given = [name for name in condition.__struct_fields__ if getattr(condition, name) is not None]
     if all(name in _GROUPS for name in given):
         # One that asks for nothing counts as well: `must_not` of it lets nothing through.
-        test, count = _compile_filter(condition, field, depth + 1, indexes)
+        test, count = _compile_filter(condition, field, depth + 1, of)
         return test, max(1, count)
     match given:
         case ["key", name] if name in _FIELD_TESTS:
-            steps = json_path.parse(condition.key or "", f"{field}.key")
-            return _compile_field(condition, name, steps, f"{field}.{name}", indexes), 1
+            steps = _steps(condition.key or "", f"{field}.key")
+            return _compile_field(condition, name, steps, f"{field}.{name}", of), 1
         case ["is_empty" | "is_null" as name]:
             named = getattr(condition, name)
             if isinstance(named, PayloadField):
-                steps = json_path.parse(named.key, f"{field}.{name}.key")
-                return (_is_empty if name == "is_empty" else _is_null)(steps), 1
+                steps = _steps(named.key, f"{field}.{name}.key")
+                return _PRESENCE[name](Field(steps, within=of.within)), 1
         case ["has_id"]:
             return _has_id(condition.has_id or [], f"{field}.has_id"), 1
         case ["slice"]:
             assert condition.slice is not None
             return _in_slice(condition.slice, f"{field}.slice"), 1
         case ["has_vector"]:
-            name = condition.has_vector or ""
-            return lambda payload, key, has: has.get(name, False), 1
+            return HasVector(condition.has_vector or ""), 1
         case ["nested"]:
             assert condition.nested is not None
-            return _compile_nested(condition.nested, f"{field}.nested", depth + 1, indexes)
+            return _compile_nested(condition.nested, f"{field}.nested", depth + 1, of)
     raise InvalidInput(f"{field}: {', '.join(given)} make no condition together")
 
 
-def _compile_field(
-    condition: Condition, test: str, steps: json_path.Steps, field: str, indexes: _TextIndexes
-) -> Test:
+def _steps(path: str, field: str) -> Steps:
+    return tuple(json_path.parse(path, field))
+
+
+def _compile_field(condition: Condition, test: str, steps: Steps, field: str, of: _Objects) -> Test:
+    values = Field(steps, within=of.within)
+    places = values._replace(read="places")
     match test:
         case "is_empty" | "is_null":
             wanted = getattr(condition, test)
             if not isinstance(wanted, bool):
                 raise InvalidInput(f"{field}: expected true or false beside `key`")
-            found = (_is_empty if test == "is_empty" else _is_null)(steps)
-            return lambda payload, key, has: found(payload, key, has) == wanted
+            found = _PRESENCE[test](values)
+            return found if wanted else Not(found)
         case "values_count":
             assert condition.values_count is not None
-            in_range = _between(condition.values_count)
-            return lambda payload, key, has: any(
-                in_range(_count(value)) for value in json_path.values(payload, steps) or [None]
-            )
+            bounds = msgspec.structs.asdict(condition.values_count)
+            return Fulfils(values._replace(read="counts"), Between(**bounds))
         case "match":
             assert condition.match is not None
-            index = indexes.by_steps.get(tuple(steps))
-            tests = _match(condition.match, field, index, together=not indexes.nested)
-            return _all_of([_any_value(steps, test) for test in tests])
+            return _match(condition.match, field, values, of.text_indexes.get(steps))
         case "range":
             assert condition.range is not None
-            return _any_value(steps, _range(condition.range, field))
+            return _range(condition.range, field, values)
         case "geo_bounding_box":
             assert condition.geo_bounding_box is not None
-            return _any_value(steps, _in_box(condition.geo_bounding_box))
+            top_left, bottom_right = _places(
+                [condition.geo_bounding_box.top_left, condition.geo_bounding_box.bottom_right]
+            )
+            return Fulfils(places, Within(box(top_left, bottom_right)))
         case "geo_radius":
             assert condition.geo_radius is not None
-            return _any_value(steps, _in_radius(condition.geo_radius))
+            (center,) = _places([condition.geo_radius.center])
+            return Fulfils(places, Within(circle(center, condition.geo_radius.radius)))
     assert condition.geo_polygon is not None
-    return _any_value(steps, _in_polygon(condition.geo_polygon, field))
+    return Fulfils(places, Within(_polygon(condition.geo_polygon, field)))
 
 
-def _any_value(steps: json_path.Steps, test: ValueTest) -> Test:
-    """One of the values that are selected fulfils ``test``; items stand for their array."""
-    if len(steps) == 1 and isinstance(name := steps[0], str):
-
-        def simple(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
-            value = payload.get(name)
-            if isinstance(value, list):
-                return any(map(test, value))
-            return test(value) if value is not None or name in payload else False
-
-        return simple
-
-    def general(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
-        for value in json_path.values(payload, steps):
-            if any(map(test, value)) if isinstance(value, list) else test(value):
-                return True
-        return False
-
-    return general
-
-
-# Presence
-
-
-def _is_empty(steps: json_path.Steps) -> Test:
-    return lambda payload, key, has: all(
-        value is None or value == [] for value in json_path.values(payload, steps)
-    )
-
-
-def _is_null(steps: json_path.Steps) -> Test:
-    return lambda payload, key, has: any(
-        value is None or (isinstance(value, list) and None in value)
-        for value in json_path.values(payload, steps)
-    )
-
-
-def _count(value: Any) -> int:
-    if value is None:
-        return 0
-    return len(value) if isinstance(value, list) else 1
+_PRESENCE: dict[str, Callable[[Field], Test]] = {
+    "is_empty": lambda field: Not(Fulfils(field._replace(read="counts"), Between(gt=0))),
+    "is_null": lambda field: Fulfils(field, Among([None])),
+}
 
 
 def _has_id(ids: list[int | str], field: str) -> Test:
-    wanted = set()
+    wanted = []
     for number, one in enumerate(ids):
         try:
-            wanted.add(encode_id(one if isinstance(one, int) else UUID(one)))
+            wanted.append(encode_id(one if isinstance(one, int) else UUID(one)))
         except (InvalidInput, ValueError):
             raise InvalidInput(
                 f"{field}[{number}]: expected an unsigned integer or a UUID, got {one!r:.80}"
             ) from None
-    return lambda payload, key, has: key in wanted
+    return HasId(np.array(wanted, KEY_DTYPE))
 
 
 def _in_slice(slice: Slice, field: str) -> Test:
     total, index = slice.total, slice.index
     if index >= total:
         raise InvalidInput(f"{field}.index: expected less than `total`, {total}, got {index}")
-    # Objects of an array, which have no id, are in none.
-    return lambda payload, key, has: key != b"" and slice_of(key, total) == index
+    return InSlice(total, index)
 
 
-def _compile_nested(
-    nested: Nested, field: str, depth: int, indexes: _TextIndexes
-) -> tuple[Test, int]:
+def _compile_nested(nested: Nested, field: str, depth: int, of: _Objects) -> tuple[Test, int]:
     path = nested.key[:-2] if nested.key.endswith("[]") else nested.key
-    steps = json_path.parse(path, f"{field}.key")
-    test, count = _compile_filter(nested.filter, f"{field}.filter", depth, indexes.below(steps))
-
-    def one_of(payload: Any, key: bytes, has: Mapping[str, bool]) -> bool:
-        # An object of an array has no id of its own.
-        return any(
-            test(item, b"", {})
-            for value in json_path.values(payload, steps)
-            if isinstance(value, list)
-            for item in value
-            if isinstance(item, dict)
-        )
-
-    return one_of, count + 1
-
-
-# Values
+    steps = _steps(path, f"{field}.key")
+    test, count = _compile_filter(nested.filter, f"{field}.filter", depth, of.below(steps))
+    return conditions.Nested(Field(steps, "objects", of.within), test), count + 1
 
 
 _MATCHES = Match.__struct_encode_fields__
 
 
-def _match(match: Match, field: str, index: TextIndex | None, *, together: bool) -> list[ValueTest]:
-    """What is to hold for one of the values each. ``together``: whether, with an index, all texts
-    of the field are one."""
+def _match(match: Match, field: str, values: Field, index: TextIndex | None) -> Test:
     given = [name for name in match.__struct_fields__ if getattr(match, name) is not None]
     if len(given) != 1:
         raise InvalidInput(f"{field}: expected one of {', '.join(_MATCHES)}")
     if match.value is not None:
-        wanted = {_typed(match.value)}
-        return [lambda value: _typed(value) in wanted]
+        return Fulfils(values, Among([match.value]))
     if match.any is not None:
-        some = set(map(_typed, match.any))
-        return [lambda value: _typed(value) in some]
+        return Fulfils(values, Among(match.any))
     if match.except_ is not None:
-        others = set(map(_typed, match.except_))
-        return [lambda value: value is not None and _typed(value) not in others]
+        return Fulfils(values, Among([None, *match.except_], negated=True))
     if match.prefix is not None:
-        prefix = match.prefix
-        return [lambda value: isinstance(value, str) and value.startswith(prefix)]
+        return Fulfils(values, StartsWith(match.prefix))
     if match.substring is not None:
-        substring = match.substring
-        return [lambda value: isinstance(value, str) and substring in value]
-    if match.phrase is not None:
-        return [_has_phrase(match.phrase, index)]
+        return Fulfils(values, Contains(match.substring))
     analysis = index or Analysis()
-    words = set(_analyzer(analysis, query=True).terms(match.text or match.text_any or ""))
-    found = _analyzer(analysis, query=False).terms
-
-    def has_any(words: set[str]) -> ValueTest:
-        return lambda value: isinstance(value, str) and not words.isdisjoint(found(value))
-
+    if match.phrase is not None:
+        # Not as a query: of words that have prefixes all are part of the phrase.
+        phrase = tuple(terms(match.phrase, analysis, query=False))
+        if not phrase or (index is not None and not index.phrase_matching):
+            return AnyOf([])
+        return Fulfils(values, HasPhrase(phrase, analysis))
+    words = frozenset(terms(match.text or match.text_any or "", analysis, query=True))
     if match.text is None or not words:
-        return [has_any(words)]
-    if index is not None and together:
-        return [has_any({word}) for word in sorted(words)]
-    return [lambda value: isinstance(value, str) and words <= set(found(value))]
-
-
-def _has_phrase(given: str, index: TextIndex | None) -> ValueTest:
-    # Not as a query: of words that have prefixes all are part of the phrase.
-    terms = _analyzer(index or Analysis(), query=False).terms
-    phrase = terms(given)
-    if not phrase or (index is not None and not index.phrase_matching):
-        return lambda value: False
-
-    def has_phrase(value: Any) -> bool:
-        if not isinstance(value, str):
-            return False
-        found = terms(value)
-        return any(
-            found[first : first + len(phrase)] == phrase
-            for first in range(len(found) - len(phrase) + 1)
+        return Fulfils(values, HasTerms(words, analysis, every=False))
+    if index is not None and not values.within:
+        # All texts of the field are one.
+        return AllOf(
+            [
+                Fulfils(values, HasTerms(frozenset([word]), analysis, every=False))
+                for word in sorted(words)
+            ]
         )
-
-    return has_phrase
-
-
-@lru_cache(maxsize=32)
-def _analyzer(analysis: Analysis, *, query: bool) -> Analyzer[str]:
-    return Analyzer(analysis, query=query, of=str)
+    return Fulfils(values, HasTerms(words, analysis, every=True))
 
 
-def _typed(value: Any) -> tuple[type, Any] | None:
-    """What tells true from 1 and 1 from 1.0; None for what no condition can name."""
-    kind = type(value)
-    return (kind, value) if kind in (bool, int, str) else None
+def _range(range: Range, field: str, values: Field) -> Test:
+    bounds = {name: one for name, one in msgspec.structs.asdict(range).items() if one is not None}
+    if not any(isinstance(one, str) for one in bounds.values()):
+        return Fulfils(values, Between(**bounds))
+    times = {}
+    for name, one in bounds.items():
+        time = parse_time(one) if isinstance(one, str) else None
+        if time is None:
+            raise InvalidInput(f"{field}.{name}: expected a date and time, got {one!r:.80}")
+        times[name] = microseconds(time)
+    return Fulfils(values._replace(read="times"), Between(**times))
 
 
-def _between(bounds: Range | ValuesCount) -> Callable[[Any], bool]:
-    gt, gte, lt, lte = bounds.gt, bounds.gte, bounds.lt, bounds.lte
-    return lambda value: (
-        (gt is None or value > gt)
-        and (gte is None or value >= gte)
-        and (lt is None or value < lt)
-        and (lte is None or value <= lte)
-    )
+def _places(points: list[GeoPoint]) -> list[Place]:
+    return [(point.lat, point.lon) for point in points]
 
 
-def _range(range: Range, field: str) -> ValueTest:
-    bounds = {name: getattr(range, name) for name in ("gt", "gte", "lt", "lte")}
-    given = [one for one in bounds.values() if one is not None]
-    if any(isinstance(one, str) for one in given):
-        times: dict[str, Any] = {}
-        for name, one in bounds.items():
-            if one is not None:
-                times[name] = parse_time(one) if isinstance(one, str) else None
-                if times[name] is None:
-                    raise InvalidInput(f"{field}.{name}: expected a date and time, got {one!r:.80}")
-        in_time = _between(msgspec.structs.replace(range, **times))
-
-        def is_in_time(value: Any) -> bool:
-            time = parse_time(value) if isinstance(value, str) else None
-            return time is not None and in_time(time)
-
-        return is_in_time
-    in_range = _between(range)
-    return lambda value: type(value) in (int, float) and in_range(value)
-
-
-_TIME = re.compile(
-    r"(\d{4})-(\d\d?)-(\d\d?)(?:[Tt ](\d\d?):(\d\d?)"
-    r"(?::(\d\d?)(?:\.(\d+))?(?: ?(?:[Zz]|([+-]\d\d(?::?[0-5]\d)?)))?)?)?",
-    re.ASCII,
-)
-
-
-def parse_time(text: str) -> datetime | None:
-    """A date and time as Qdrant reads it, UTC unless it says otherwise; None for what is none."""
-    text = text.lstrip()
-    text = text.removesuffix(" UTC") + "Z" if text.endswith(" UTC") else text
-    found = _TIME.fullmatch(text)
-    if found is None:
-        return None
-    year, *parts, fraction, offset = found.groups("")
-    month, day, hour, minute, second = (part.zfill(2) for part in parts)
-    try:
-        time = datetime.fromisoformat(
-            f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction or 0}{offset}"
-        )
-    except ValueError:
-        return None
-    return time if offset else time.replace(tzinfo=UTC)
-
-
-# Places
-
-
-def _place(value: Any) -> tuple[float, float] | None:
-    if not isinstance(value, dict):
-        return None
-    lat, lon = value.get("lat"), value.get("lon")
-    if type(lat) not in (int, float) or type(lon) not in (int, float):
-        return None
-    return (lat, lon)  # type: ignore[return-value]
-
-
-def _in_box(box: GeoBoundingBox) -> ValueTest:
-    top, left = box.top_left.lat, box.top_left.lon
-    bottom, right = box.bottom_right.lat, box.bottom_right.lon
-
-    def is_in(value: Any) -> bool:
-        place = _place(value)
-        if place is None:
-            return False
-        lat, lon = place
-        # A box may lie across the antimeridian.
-        within = left < lon < right if left <= right else lon > left or lon < right
-        return within and bottom < lat < top
-
-    return is_in
-
-
-def _in_radius(circle: GeoRadius) -> ValueTest:
-    lat0, lon0 = math.radians(circle.center.lat), math.radians(circle.center.lon)
-
-    def is_in(value: Any) -> bool:
-        place = _place(value)
-        if place is None:
-            return False
-        lat, lon = map(math.radians, place)
-        # The haversine formula.
-        half = (
-            math.sin((lat - lat0) / 2) ** 2
-            + math.cos(lat) * math.cos(lat0) * math.sin((lon - lon0) / 2) ** 2
-        )
-        return 2 * EARTH_RADIUS * math.asin(math.sqrt(min(1.0, half))) < circle.radius
-
-    return is_in
-
-
-def _in_polygon(polygon: GeoPolygon, field: str) -> ValueTest:
-    rings = [polygon.exterior, *(polygon.interiors or [])]
+def _polygon(given: GeoPolygon, field: str) -> Area:
+    rings = [given.exterior, *(given.interiors or [])]
     for ring in rings:
         if len(ring.points) < 4 or ring.points[0] != ring.points[-1]:
             raise InvalidInput(f"{field}: expected four or more points, the last as the first")
-    outer, *holes = [[(point.lat, point.lon) for point in ring.points] for ring in rings]
-
-    def is_in(value: Any) -> bool:
-        place = _place(value)
-        if place is None or not _in_ring(place, outer):
-            return False
-        return not any(_in_ring(place, hole) for hole in holes)
-
-    return is_in
-
-
-def _in_ring(place: tuple[float, float], ring: list[tuple[float, float]]) -> bool:
-    """Whether a ray from there crosses the ring an odd number of times."""
-    lat, lon = place
-    inside = False
-    for (lat1, lon1), (lat2, lon2) in pairwise(ring):
-        if (lon1 > lon) != (lon2 > lon) and lat < (lat2 - lat1) * (lon - lon1) / (
-            lon2 - lon1
-        ) + lat1:
-            inside = not inside
-    return inside
+    outer, *holes = [_places(ring.points) for ring in rings]
+    return polygon(outer, holes)

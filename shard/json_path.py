@@ -7,6 +7,7 @@ items of an array, ``[2]`` for one of them.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from shard.errors import InvalidInput
@@ -14,13 +15,13 @@ from shard.errors import InvalidInput
 MAX_STEPS = 64
 _PART = re.compile(r'(?:"(?P<quoted>[^"]*)"|(?P<bare>[\w-]+))(?P<items>(?:\[\d*\])*)(?:\.(?!$)|$)')
 
-Steps: TypeAlias = "list[str | int | None]"
+Steps: TypeAlias = Sequence[str | int | None]
 """A key, the number of an item, or None for all items of an array."""
 
 
 def parse(path: str, field: str) -> Steps:
     """Raises InvalidInput for what is no path, naming ``field``."""
-    steps: Steps = []
+    steps: list[str | int | None] = []
     end = 0
     try:
         while part := _PART.match(path, end):

@@ -1,72 +1,169 @@
-"""Which rows of an immutable set match a filter: worked out once, and remembered."""
+"""Which rows of a set that never changes match a filter: by columns of the fields it is about."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from threading import Lock
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
+from sys import getsizeof
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import psutil
 
 from shard import usage
-from shard.filter import matcher
-from shard.model import Keys, Mask
+from shard.cache import Cache
+from shard.fields import Column, Field, ObjectColumn, read
+from shard.filter import Matcher, matcher
+from shard.model import Keys, Mask, Rows
+from shard.predicates import OfTexts, Predicate
+from shard.slices import slices_of
 
-_REMEMBERED = 256
-"""Filters for each set of rows, at a bit a row."""
+_CACHE = Cache(psutil.virtual_memory().total // 16)
+_LARGEST_COLUMN = 1 / 8
+"""As a share of the cache. Where a field would take more, payloads are looked at."""
+_PAYLOADS = 1_024
+"""That are in memory at a time."""
+_UNKNOWN = object()
+
+
+class RowSet(Protocol):
+    """Rows that are always the same."""
+
+    @property
+    def keys(self) -> Keys: ...
+    def has(self, name: str) -> Mask: ...
+    def among(self, keys: Keys) -> Mask: ...
+    def payload_batches(self) -> Iterable[Sequence[bytes]]: ...
+    def payloads(self, rows: Rows) -> list[bytes]: ...
 
 
 class Matching:
-    """The rows of one set that match filters. Methods may be called from any thread."""
+    """What is known of one set of rows. Methods may be called from any thread; of two that need
+    the same, both work it out, and neither waits."""
 
-    def __init__(self) -> None:
-        self._masks: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, cache: Cache = _CACHE) -> None:
+        self._cache = cache
+        self._number = cache.number(self)
 
-    def mask(
-        self,
-        filter: bytes,
-        keys: Keys,
-        payloads: Callable[[], Iterable[Sequence[bytes]]],
-        has: Callable[[str], Mask],
-    ) -> Mask:
-        """Of the rows with ``keys`` (n,) and ``payloads``, in batches, always the same ones: (n,).
+    def mask(self, filter: bytes, rows: RowSet) -> Mask:
+        """The rows that a filter, not empty, lets through, (n,). They are always the same ones.
 
-        ``has`` says which of them have a vector of a name.
-
-        Payloads are read once for each filter, a batch at a time.
+        Payloads are read when a filter is about a field for the first time, or again where that has
+        been forgotten, or is too large to be kept as a column.
         """
-        with self._lock:
-            packed = self._masks.get(filter)
-            if packed is not None:
-                self._masks.move_to_end(filter)
-        usage.count(masks=1, masks_made=packed is None)
-        if packed is None:
-            # Two threads may do the same work; neither waits for the other.
-            packed = np.packbits(_matches(filter, keys, payloads(), has))
-            with self._lock:
-                self._masks[filter] = packed
-                while len(self._masks) > _REMEMBERED:
-                    self._masks.popitem(last=False)
-        mask: Mask = np.unpackbits(packed, count=len(keys)).view(np.bool_)
+        made = False
+
+        def make() -> Mask:
+            nonlocal made
+            made = True
+            return self._matches(matcher(filter), rows)
+
+        mask = self.remembered(filter, len(rows.keys), make)
+        usage.count(masks=1, masks_made=made)
         return mask
 
+    def remembered(self, key: Hashable, count: int, make: Callable[[], Mask]) -> Mask:
+        """What ``make`` answers, (count,), always the same for ``key``."""
+        packed = self._cache.get(self._number, key)
+        if packed is None:
+            packed = np.packbits(make())
+            self._cache.put(self._number, key, packed, packed.nbytes + getsizeof(key))
+        mask: Mask = np.unpackbits(packed, count=count).view(np.bool_)
+        return mask
 
-def _matches(
-    filter: bytes,
-    keys: Keys,
-    payloads: Iterable[Sequence[bytes]],
-    has: Callable[[str], Mask],
-) -> Mask:
-    found = matcher(filter)
-    masks = {name: has(name) for name in found.vector_names}
-    mask: Mask = np.empty(len(keys), np.bool_)
-    start = 0
-    for batch in payloads:
-        end = start + len(batch)
-        mask[start:end] = found.matches(
-            keys[start:end], batch, {name: one[start:end] for name, one in masks.items()}
-        )
-        start = end
-    return mask
+    def _matches(self, filter: Matcher, rows: RowSet) -> Mask:
+        columns = self._columns(filter.fields, rows)
+        asked = _AskedRows(self, rows, columns)
+        found = filter.test.mask(asked, unknown=False)
+        if None in columns.values():
+            open = np.flatnonzero(filter.test.mask(asked, unknown=True) & ~found)
+            has = {name: rows.has(name) for name in filter.vector_names}
+            found = found.copy()
+            for first in range(0, len(open), _PAYLOADS):
+                some = open[first : first + _PAYLOADS]
+                had = {name: mask[some] for name, mask in has.items()}
+                payloads = rows.payloads(some)
+                usage.count(payload_bytes=sum(map(len, payloads)))
+                found[some] = filter.matches(rows.keys[some], payloads, had)
+        return found
+
+    def _columns(self, fields: Iterable[Field], rows: RowSet) -> dict[Field, Column | None]:
+        """None for what is too large."""
+        columns = {field: self._cache.get(self._number, field, _UNKNOWN) for field in fields}
+        missing = [field for field, column in columns.items() if column is _UNKNOWN]
+        if missing:
+            max_bytes = int(self._cache.max_bytes * _LARGEST_COLUMN)
+            made = read(rows.payload_batches(), missing, max_bytes)
+            for field, column in made.items():
+                self._cache.put(self._number, field, column, column.nbytes if column else 0)
+            columns |= made
+        return columns
+
+
+class _AskedRows:
+    """As a test asks them (`shard.conditions.Rows`)."""
+
+    def __init__(
+        self, matching: Matching, rows: RowSet, columns: Mapping[Field, Column | None]
+    ) -> None:
+        self._matching = matching
+        self._rows = rows
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._rows.keys)
+
+    def has(self, name: str) -> Mask:
+        return self._rows.has(name)
+
+    def among(self, keys: Keys) -> Mask:
+        return self._rows.among(keys)
+
+    def in_slice(self, total: int, index: int) -> Mask:
+        mask: Mask = slices_of(self._rows.keys, total) == index
+        return mask
+
+    def fulfil(self, field: Field, predicate: Predicate) -> Mask | None:
+        column = self._columns[field]
+        if column is None:
+            return None
+        make = partial(predicate.rows, column)
+        if isinstance(predicate, OfTexts):  # Slow.
+            return self._matching.remembered((field, predicate), len(self), make)
+        return make()
+
+    def objects(self, field: Field) -> _AskedObjects | None:
+        column = self._columns[field]
+        if column is None:
+            return None
+        assert isinstance(column, ObjectColumn)
+        return _AskedObjects(self._matching, self._rows, self._columns, column)
+
+
+class _AskedObjects(_AskedRows):
+    """The objects of a field as rows. They have no ids and no vectors of their own."""
+
+    def __init__(
+        self,
+        matching: Matching,
+        rows: RowSet,
+        columns: Mapping[Field, Column | None],
+        objects: ObjectColumn,
+    ) -> None:
+        super().__init__(matching, rows, columns)
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def has(self, name: str) -> Mask:
+        return np.zeros(len(self), np.bool_)
+
+    def among(self, keys: Keys) -> Mask:
+        return np.zeros(len(self), np.bool_)
+
+    def in_slice(self, total: int, index: int) -> Mask:
+        return np.zeros(len(self), np.bool_)
+
+    def owners(self, mask: Mask) -> Mask:
+        return self._objects.objects(mask)

@@ -20,6 +20,9 @@ from shard.model import (
     VectorColumns,
 )
 
+_PART_ROWS = 512
+"""Whose fields are read together. Only those that come last are read anew after a write."""
+
 
 class Memtable:
     """Rows in order of arrival, appended by one thread.
@@ -34,6 +37,8 @@ class Memtable:
         self._columns = {name: GrowingColumn(config.empty(name)) for name in config.names}
         self._alive = GrowingArray(np.empty(0, np.bool_))
         self._payloads: list[bytes] = []
+        self._parts: list[Matching] = []
+        """What is known of each `_PART_ROWS` rows that are full."""
         self._row_of: dict[bytes, int] = {}
         self.rows = 0
         self.bytes = 0
@@ -51,6 +56,8 @@ class Memtable:
         self._row_of.update(zip(keys.tolist(), range(start, end), strict=True))
         self.bytes += keys.nbytes + sum(map(len, payloads))
         self.rows = end
+        while len(self._parts) < self.rows // _PART_ROWS:
+            self._parts.append(Matching())
 
     def find(self, keys: Keys) -> Rows:
         """The newest row of each key, dead or alive; -1 where there is none. Shape (n,)."""
@@ -64,7 +71,9 @@ class Memtable:
     def published(self) -> tuple[MemtableRows, Mask | None]:
         """The rows as they are now, and which of them are alive (None: all)."""
         columns = {name: column.used for name, column in self._columns.items()}
-        rows = MemtableRows(self, self._config, self._keys.used, columns, self._payloads)
+        rows = MemtableRows(
+            self, self._config, self._keys.used, columns, self._payloads, self._parts
+        )
         alive = self._alive.used
         return rows, None if alive.all() else alive.copy()
 
@@ -81,6 +90,7 @@ class MemtableRows:
         keys: Keys,
         columns: VectorColumns,
         payloads: list[bytes],
+        parts: list[Matching],
     ) -> None:
         self._memtable = memtable
         self._config = config
@@ -88,7 +98,7 @@ class MemtableRows:
         self._payloads = payloads
         self.keys = keys
         self.rows = len(keys)
-        self._matching = Matching()
+        self._parts = [*parts[: self.rows // _PART_ROWS], Matching()]
 
     def find(self, keys: Keys) -> Rows:
         return self._memtable.find(keys)
@@ -99,12 +109,16 @@ class MemtableRows:
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        return self._matching.mask(
-            filter,
-            self.keys,
-            self.payload_batches,
-            self.has,
-        )
+        masks = [
+            part.mask(filter, _Part(self, self._payloads, number * _PART_ROWS))
+            for number, part in enumerate(self._parts)
+        ]
+        return np.concatenate(masks)
+
+    def among(self, keys: Keys) -> Mask:
+        """Rows that have one of ``keys``, (rows,)."""
+        # Not by looking them up, which finds rows that are newer.
+        return np.isin(self.keys, keys)
 
     def has(self, name: str) -> Mask:
         """Rows that have a vector of that name, (rows,)."""
@@ -122,3 +136,27 @@ class MemtableRows:
 
     def vectors(self, name: str, rows: Rows) -> VectorColumn:
         return self._columns[name].take(rows)
+
+
+class _Part:
+    """A run of a memtable's rows."""
+
+    def __init__(self, rows: MemtableRows, payloads: list[bytes], first: int) -> None:
+        self._rows = rows
+        self._payloads = payloads
+        self._some = slice(first, min(first + _PART_ROWS, rows.rows))
+        self.keys = rows.keys[self._some]
+
+    def has(self, name: str) -> Mask:
+        return self._rows.has(name)[self._some]
+
+    def among(self, keys: Keys) -> Mask:
+        return np.isin(self.keys, keys)
+
+    def payload_batches(self) -> Iterable[Sequence[bytes]]:
+        payloads = self._payloads[self._some]
+        usage.count(payload_bytes=sum(map(len, payloads)))
+        return [payloads]
+
+    def payloads(self, rows: Rows) -> list[bytes]:
+        return self._rows.payloads(rows + self._some.start)

@@ -7,7 +7,6 @@ if it has none. Equals come in the order of their ids, which a descending order 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 from heapq import merge, nlargest, nsmallest
 from itertools import chain, compress, islice
@@ -19,15 +18,13 @@ import orjson
 
 from shard import json_path
 from shard.errors import InvalidInput
-from shard.filter import parse_time
 from shard.model import Keys, Mask
+from shard.times import microseconds, parse_time
 
 T = TypeVar("T")
 
 Value: TypeAlias = int | float
 """A number of the payload, or a time as microseconds from 1970."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class OrderBy(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -118,7 +115,4 @@ def _value(given: Any) -> Value | None:
         number: Value = given
         return number
     time = parse_time(given) if kind is str else None
-    if time is None:
-        return None
-    since = time - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return None if time is None else microseconds(time)

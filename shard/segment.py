@@ -185,12 +185,14 @@ class Segment:
 
     def matching(self, filter: bytes) -> Mask:
         """Rows that a filter, not empty, lets through, (rows,)."""
-        return self._matching.mask(
-            filter,
-            self.keys,
-            self.payload_batches,
-            self.has,
-        )
+        return self._matching.mask(filter, self)
+
+    def among(self, keys: Keys) -> Mask:
+        """Rows that have one of ``keys``, (rows,)."""
+        rows = self.find(keys)
+        mask = np.zeros(self.rows, np.bool_)
+        mask[rows[rows >= 0]] = True
+        return mask
 
     def has(self, name: str) -> Mask:
         """Rows that have a vector of that name, (rows,)."""

@@ -31,7 +31,7 @@ class Usage(msgspec.Struct):
     cpu_seconds: float = 0.0
     """Of the threads that searched."""
     masks: int = 0
-    """Filters looked up, a segment each."""
+    """Filters looked up, a segment, or some rows of a memtable, each."""
     masks_made: int = 0
     """Of these, how many were not remembered."""
 

@@ -51,6 +51,7 @@ class RowSet(Protocol):
     def column(self, name: str) -> ColumnIndex: ...
     def has(self, name: str) -> Mask: ...
     def matching(self, filter: bytes) -> Mask: ...
+    def among(self, keys: Keys) -> Mask: ...
     def payload_batches(self) -> Iterable[Sequence[bytes]]: ...
     def payloads(self, rows: Rows) -> list[bytes]: ...
     def vectors(self, name: str, rows: Rows) -> VectorColumn: ...
@@ -83,15 +84,8 @@ class Layer:
 
     def among(self, keys: Keys) -> Layer:
         """The layer with only those rows alive that have one of ``keys``."""
-        if self.segment_id:
-            rows = self.find_live(keys)
-            alive = np.zeros(self.source.rows, np.bool_)
-            alive[rows[rows >= 0]] = True
-        else:
-            # Not by looking them up, which finds rows that are newer than the view.
-            alive = np.isin(self.source.keys, keys)
-            alive = alive if self.alive is None else alive & self.alive
-        return replace(self, alive=alive)
+        mask = self.source.among(keys)
+        return replace(self, alive=mask if self.alive is None else mask & self.alive)
 
     def find_live(self, keys: Keys) -> Rows:
         """The live row of each key, -1 where there is none."""

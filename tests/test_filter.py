@@ -18,7 +18,7 @@ from qdrant_client.local.siphash import point_id_slice
 from shard.errors import InvalidInput
 from shard.filter import Filter, matcher
 from shard.model import encode_id, encode_ids
-from shard.slices import siphash, slice_of
+from shard.slices import siphash, slice_of, slices_of
 from tests import filters
 
 
@@ -105,6 +105,7 @@ def test_a_slice_is_a_hash_that_is_published() -> None:
 def test_a_point_is_in_the_same_slice_as_in_qdrant(id: int | UUID, total: int) -> None:
     expected = point_id_slice(str(id) if isinstance(id, UUID) else id, total)
     assert slice_of(encode_id(id), total) == expected
+    assert slices_of(encode_ids([id, 1, id]), total)[[0, 2]].tolist() == [expected, expected]
 
 
 def test_empty_filters_ask_for_nothing() -> None:

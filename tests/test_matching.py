@@ -12,7 +12,6 @@ import pytest
 
 from shard.edits import Edit
 from shard.filter import Condition, Filter, Match
-from shard.matching import Matching
 from shard.model import (
     Delete,
     Distance,
@@ -203,20 +202,3 @@ def test_points_are_told_apart_by_the_vectors_they_have(mixed: Shard, place: str
     check({"must": [{"has_vector": MANY}, small]}, lambda one, own: one < 120 and MANY in own)
     deep = {"must": [{"must_not": {"should": [{"has_vector": MANY}, small]}}]}
     check(deep, lambda one, own: one >= 120 and MANY not in own)
-
-
-def test_vectors_go_with_the_batches_of_payloads() -> None:
-    chance = np.random.default_rng(0)
-    payloads = [b'{"n":%d}' % number for number in chance.permutation(50)]
-    has = {SOME: chance.random(50) < 0.5, WORDS: chance.random(50) < 0.5}
-    filter = asked({"must": [{"has_vector": SOME}, {"key": "n", "range": {"lt": 30}}]})
-    matching = Matching()
-    for _ in range(2):  # Worked out, and remembered.
-        found = matching.mask(
-            filter,
-            encode_ids(range(50)),
-            lambda: (payloads[first : first + 7] for first in range(0, 50, 7)),
-            has.__getitem__,
-        )
-        small = [msgspec.json.decode(payload)["n"] < 30 for payload in payloads]
-        assert found.tolist() == (has[SOME] & small).tolist()

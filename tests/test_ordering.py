@@ -16,9 +16,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.local.datetime_utils import parse
 
 from shard.errors import InvalidInput
-from shard.filter import parse_time
 from shard.model import PointId, decode_id, encode_ids
 from shard.ordering import OrderBy, ordering
+from shard.times import parse_time
 from tests import filters
 
 NUMBERS = [-0.0, 1e300, 5e-324, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**64 - 1]

@@ -23,16 +23,16 @@ from router.query.fusion import Ranking, Values
 from shard import json_path
 from shard.errors import InvalidInput
 from shard.filter import (
-    EARTH_RADIUS,
     MAX_DEPTH,
     Condition,
     GeoPoint,
     Matcher,
     Struct,
     TextIndex,
-    parse_time,
 )
 from shard.model import Keys, Mask, Rows, Scores, decode_id
+from shard.predicates import EARTH_RADIUS
+from shard.times import parse_time
 
 MAX_EXPRESSIONS = 1_024
 """Conditions inside of conditions are counted as well."""

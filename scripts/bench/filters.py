@@ -2,8 +2,9 @@
 
     .venv/bin/python -m scripts.bench.filters [--data NAME] [--rows N] [--out FILE]
 
-Each point has a number that has nothing to do with its vector; a filter asks for those below a
-bound. The first search with a filter reads the payloads; the others have its outcome.
+Each point has a number and a tenant that have nothing to do with its vector; a filter asks for
+numbers below a bound. The first search with a filter reads the payloads; the others have its
+outcome. Last, each search has another filter: one tenant, and numbers between random bounds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import numpy as np
 from rich.console import Console
 
 from scripts.bench import collection, data, services
-from scripts.bench.__main__ import MANY, K, closed
+from scripts.bench.__main__ import MANY, ROUNDS, K, closed
 from shard.index.exact import scan
 from shard.model import VectorConfig
 
+DIFFERENT = 40_000
+"""Filters, more than there are searches in a round."""
+TENANTS = 1_000
 SELECTIVITIES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
 _SHARDS = 4
 
@@ -33,19 +37,24 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     with TemporaryDirectory() as folder:
-        rows = _measure(Path(folder), data.load(chosen.data, chosen.rows))
-    Console().print_json(json.dumps(rows))
+        measured = _measure(Path(folder), data.load(chosen.data, chosen.rows))
+    Console().print_json(json.dumps(measured))
     if chosen.out:
-        chosen.out.write_text(json.dumps({"kind": "filters", "rows": rows}, indent=1) + "\n")
+        chosen.out.write_text(json.dumps({"kind": "filters", **measured}, indent=1) + "\n")
 
 
-def _measure(folder: Path, loaded: data.DataSet) -> list[dict[str, float]]:
+def _measure(folder: Path, loaded: data.DataSet) -> dict[str, Any]:
     count = len(loaded.vectors)
-    numbers = np.random.default_rng(1).permutation(count)
+    chance = np.random.default_rng(1)
+    numbers = chance.permutation(count)
+    tenants = chance.integers(TENANTS, size=count)
     measured: list[dict[str, float]] = []
     with services.shoal(folder) as shoal:
         collection.create(shoal.url, loaded, _SHARDS)
-        payloads = [{"n": number, "word": "x" * 20} for number in numbers.tolist()]
+        payloads = [
+            {"n": number, "tenant": f"tenant-{tenant}", "word": "x" * 20}
+            for number, tenant in zip(numbers.tolist(), tenants.tolist(), strict=True)
+        ]
         collection.upsert(shoal.url, loaded.vectors, payloads=payloads)
         collection.settle(shoal.url)
         for share in SELECTIVITIES:
@@ -67,7 +76,40 @@ def _measure(folder: Path, loaded: data.DataSet) -> list[dict[str, float]]:
                     else 1.0,
                 }
             )
-    return measured
+        different = _measure_different(shoal, loaded)
+    return {"rows": measured, "each another filter": different}
+
+
+def _measure_different(shoal: services.Service, loaded: data.DataSet) -> dict[str, float]:
+    """Beside the same searches without a filter, in turns."""
+    chance = np.random.default_rng(2)
+    count = len(loaded.vectors)
+    queries = loaded.queries[chance.integers(len(loaded.queries), size=ROUNDS * DIFFERENT)]
+    rates = []
+    for start in range(0, len(queries), DIFFERENT):
+        some = queries[start : start + DIFFERENT]
+        plain = closed(shoal, collection.single_queries(shoal.url, some, K), MANY)
+        requests = []
+        for row in range(len(some)):
+            low, high = sorted(chance.integers(count, size=2).tolist())
+            must: list[Any] = [
+                {"key": "tenant", "match": {"value": f"tenant-{chance.integers(TENANTS)}"}},
+                {"key": "n", "range": {"gte": low, "lt": high}},
+            ]
+            query = some[row : row + 1]
+            requests += collection.single_queries(shoal.url, query, K, filter={"must": must})
+        filtered = closed(shoal, requests, MANY, warm_up=3.0 if start == 0 else 1.0)
+        if filtered.failures:
+            raise RuntimeError(f"{filtered.failures} requests failed")
+        if len(filtered.latencies) > DIFFERENT:
+            raise RuntimeError(f"DIFFERENT: expected more than {len(filtered.latencies)}")
+        rates.append((filtered.rate, filtered.rate / plain.rate, filtered.quantile(0.99)))
+    rate, ratio, p99 = np.median(rates, axis=0).tolist()
+    return {
+        f"{MANY} clients, queries/s": rate,
+        "of the unfiltered rate": ratio,
+        f"{MANY} clients, p99 ms": p99,
+    }
 
 
 def _recall(loaded: data.DataSet, matching: np.ndarray[Any, Any], found: Any) -> float:
