@@ -41,7 +41,7 @@ class Matching:
             packed = self._masks.get(filter)
             if packed is not None:
                 self._masks.move_to_end(filter)
-        usage.count(masks=1, masks_made=packed is None)
+        usage.count_mask(made=packed is None)
         if packed is None:
             # Two threads may do the same work; neither waits for the other.
             packed = np.packbits(_matches(filter, keys, payloads(), has))
