@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from shard.rpc.origin import origins
+from shard.rpc.origin import origins, served
 
 LogFormat: TypeAlias = Literal["text", "json"]
 
@@ -44,11 +44,11 @@ class JsonFormatter(logging.Formatter):
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """What is told besides the message: the requests, if there are any, and the record's own."""
     callers = origins.get()
-    ids = list(dict.fromkeys(one.request_id for one in callers))
+    ids = list(dict.fromkeys([*served.get(), *(one.request_id for one in callers)]))
     about: dict[str, Any] = {}
     if len(ids) == 1:
         about["request_id"] = ids[0]
-        if callers[0].trace_id:
+        if callers and callers[0].trace_id:
             about["trace_id"] = callers[0].trace_id
     elif ids:
         about["request_ids"] = ids

@@ -1,7 +1,6 @@
 """What a router has done, with what all processes tell of themselves: Prometheus metrics.
 
-Requests are counted in plain numbers, which costs a microsecond each, and become metrics when they
-are asked for. Where several router processes share a port, whichever is asked answers for all: each
+Where several router processes share a port, whichever is asked answers for all: each
 keeps a file of its own metrics, at most `PUBLISH_SECONDS` old, in a directory that they share.
 (`prometheus_client` has files for that too, but takes longer to count, and never forgets the series
 of collections that are gone.)
@@ -11,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from itertools import accumulate
 from pathlib import Path
-from time import time
 from typing import NamedTuple
 
 import msgspec
@@ -30,17 +26,14 @@ from prometheus_client import (
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
-from prometheus_client.utils import floatToGoString
 
 from router.directory import Directory
 from router.fanout import Fanout
 from shard.errors import Unavailable
-from shard.metrics import Together, pack, unpack
+from shard.metrics import Timings, Together, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +41,6 @@ PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LABELS = ("method", "route", "code", "collection")
 
 
 class Kind(NamedTuple):
@@ -62,61 +54,31 @@ class Kind(NamedTuple):
     """Empty for what is about none that exists."""
 
 
-class _Counted:
-    __slots__ = ("buckets", "exemplars", "seconds")
-
-    def __init__(self) -> None:
-        self.buckets = [0] * (len(_SECONDS) + 1)
-        self.seconds = 0.0
-        self.exemplars: list[Exemplar | None] = [None] * len(self.buckets)
-        """The last traced request of each bucket."""
-
-
 class Requests(Collector):
     """Counts requests to one router. Use from one event loop."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._counted: dict[Kind, _Counted] = {}
-        self.in_flight = 0
-
-    def count(self, kind: Kind, seconds: float, trace_id: str = "") -> None:
-        """One that has been answered. ``trace_id``: of its trace, if it is kept."""
-        counted = self._counted.get(kind)
-        if counted is None:
-            counted = self._counted[kind] = _Counted()
-        bucket = bisect_left(_SECONDS, seconds)
-        counted.buckets[bucket] += 1
-        counted.seconds += seconds
-        if trace_id:
-            counted.exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time())
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=_LABELS)
-        seconds = HistogramMetricFamily(
+        self._seconds = Timings(
             "shoal_request_seconds",
             "From when a request comes to a router until it is answered.",
-            labels=_LABELS,
+            Kind._fields,
+            _SECONDS,
         )
-        for kind in list(self._counted):
-            if kind.collection and not self._directory.has(kind.collection):
-                del self._counted[kind]
-        for kind, counted in self._counted.items():
-            totals = list(accumulate(counted.buckets))
-            requests.add_metric(kind, totals[-1])
-            bounds = map(floatToGoString, (*_SECONDS, float("inf")))
-            seconds.add_metric(
-                kind,
-                [
-                    (bound, total, exemplar) if exemplar else (bound, total)
-                    for bound, total, exemplar in zip(
-                        bounds, totals, counted.exemplars, strict=True
-                    )
-                ],
-                counted.seconds,
-            )
+        self.count = self._seconds.count
+        """With a `Kind` for labels."""
+        self.in_flight = 0
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
+        for kind, total in self._seconds.totals().items():
+            collection = Kind(*kind).collection
+            if collection and not self._directory.has(collection):
+                self._seconds.forget(kind)
+            else:
+                requests.add_metric(kind, total)
         yield requests
-        yield seconds
+        yield self._seconds.collect()
 
 
 class RouterMetrics:

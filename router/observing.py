@@ -119,7 +119,7 @@ def usage_of(origin: Origin) -> dict[str, Any]:
     """What a request has taken until now, as Qdrant tells it, with Shoal's own beside."""
     total = Usage()
     for charge in origin.charges:
-        total.add(charge.cost.usage, charge.share)
+        total.add(charge.cost.usage.part(charge.share))
     own = {"vectors": total.vectors, "cpu_seconds": total.cpu_seconds}
     return {"hardware": hardware(total), "inference": None, "shoal": own}
 

@@ -59,7 +59,7 @@ class Matching:
             return self._matches(matcher(filter), rows)
 
         mask = self.remembered(filter, len(rows.keys), make)
-        usage.count(masks=1, masks_made=made)
+        usage.count_mask(made=made)
         return mask
 
     def remembered(self, key: Hashable, count: int, make: Callable[[], Mask]) -> Mask:
@@ -83,7 +83,7 @@ class Matching:
                 some = open[first : first + _PAYLOADS]
                 had = {name: mask[some] for name, mask in has.items()}
                 payloads = rows.payloads(some)
-                usage.count(payload_bytes=sum(map(len, payloads)))
+                usage.count_payloads(sum(map(len, payloads)))
                 found[some] = filter.matches(rows.keys[some], payloads, had)
         return found
 

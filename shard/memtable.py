@@ -128,7 +128,7 @@ class MemtableRows:
     def payload_batches(self) -> Iterable[Sequence[bytes]]:
         """Those of all rows, in order."""
         payloads = self._payloads[: self.rows]
-        usage.count(payload_bytes=sum(map(len, payloads)))
+        usage.count_payloads(sum(map(len, payloads)))
         return [payloads]
 
     def payloads(self, rows: Rows) -> list[bytes]:
@@ -155,7 +155,7 @@ class _Part:
 
     def payload_batches(self) -> Iterable[Sequence[bytes]]:
         payloads = self._payloads[self._some]
-        usage.count(payload_bytes=sum(map(len, payloads)))
+        usage.count_payloads(sum(map(len, payloads)))
         return [payloads]
 
     def payloads(self, rows: Rows) -> list[bytes]:

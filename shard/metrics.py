@@ -6,15 +6,73 @@ each part is of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from time import time
 from typing import NamedTuple
 
 import msgspec
 from prometheus_client import Metric, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # Else there is a second series for each.
+
+
+class Timings:
+    """A histogram of seconds by labels, counted by one thread.
+
+    In plain numbers, which takes a quarter of the time of `prometheus_client.Histogram`.
+    """
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> None:
+        self._name, self._help, self._labels, self._bounds = name, help, labels, bounds
+        self._counted: dict[tuple[str, ...], _Counted] = {}
+
+    def count(self, labels: tuple[str, ...], seconds: float, trace_id: str = "") -> None:
+        """``trace_id``: of the trace of what took so long, if it is kept."""
+        counted = self._counted.get(labels)
+        if counted is None:
+            counted = self._counted[labels] = _Counted([0] * (len(self._bounds) + 1))
+        bucket = bisect_left(self._bounds, seconds)
+        counted.buckets[bucket] += 1
+        counted.seconds += seconds
+        if trace_id:
+            counted.exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time())
+
+    def totals(self) -> dict[tuple[str, ...], int]:
+        """How many there were, by their labels."""
+        return {labels: sum(one.buckets) for labels, one in self._counted.copy().items()}
+
+    def forget(self, labels: tuple[str, ...]) -> None:
+        del self._counted[labels]
+
+    def collect(self) -> Metric:
+        """May be called from any thread."""
+        family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
+        for labels, counted in self._counted.copy().items():
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for number, total in enumerate(accumulate(counted.buckets)):
+                bound: str = floatToGoString((*self._bounds, math.inf)[number])  # type: ignore[no-untyped-call]
+                exemplar = counted.exemplars.get(number)
+                buckets.append((bound, total, exemplar) if exemplar else (bound, total))
+            family.add_metric(labels, buckets, counted.seconds)
+        return family
+
+
+@dataclass(slots=True)
+class _Counted:
+    buckets: list[int]
+    seconds: float = 0.0
+    exemplars: dict[int, Exemplar] = field(default_factory=dict)
+    """The last one of each bucket."""
 
 
 class _Sample(NamedTuple):

@@ -202,7 +202,7 @@ class Segment:
     def payload_batches(self) -> Iterable[Sequence[bytes]]:
         """Those of all rows, in order."""
         for column in self._payloads:
-            usage.count(payload_bytes=column.nbytes)
+            usage.count_payloads(column.nbytes)
             yield column.to_pylist()
 
     def payloads(self, rows: Rows) -> list[bytes]:

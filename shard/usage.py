@@ -1,7 +1,7 @@
 """What reads and writes take: vectors compared, bytes, CPU time, and the stages of their time.
 
-Code that does the work says so as it goes, with `stage` and `count`. That costs less than a
-microsecond, and is kept where somebody measures what runs in the thread.
+Code that does the work says so as it goes, with `stage` and the ``count_`` functions. That costs
+less than a microsecond, and is kept where somebody measures what runs in the thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 T = TypeVar("T")
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, array_like=True):
     """What was taken, of no matter how much."""
 
     vectors: int = 0
@@ -35,16 +35,31 @@ class Usage(msgspec.Struct):
     masks_made: int = 0
     """Of these, how many were not remembered."""
 
-    def add(self, other: Usage, share: float = 1.0) -> None:
-        """Take in a ``share`` of what ``other`` has."""
-        self.cpu_seconds += other.cpu_seconds * share
-        for name in _COUNTS:
-            if amount := getattr(other, name):
-                whole = amount if share == 1.0 else round(amount * share)
-                setattr(self, name, getattr(self, name) + whole)
+    def add(self, other: Usage) -> None:
+        self.vectors += other.vectors
+        self.vector_bytes += other.vector_bytes
+        self.payload_bytes += other.payload_bytes
+        self.written_vector_bytes += other.written_vector_bytes
+        self.written_payload_bytes += other.written_payload_bytes
+        self.cpu_seconds += other.cpu_seconds
+        self.masks += other.masks
+        self.masks_made += other.masks_made
+
+    def part(self, share: float) -> Usage:
+        """That share of it."""
+        return Usage(
+            round(self.vectors * share),
+            round(self.vector_bytes * share),
+            round(self.payload_bytes * share),
+            round(self.written_vector_bytes * share),
+            round(self.written_payload_bytes * share),
+            self.cpu_seconds * share,
+            round(self.masks * share),
+            round(self.masks_made * share),
+        )
 
 
-class Cost(msgspec.Struct):
+class Cost(msgspec.Struct, array_like=True):
     """What a call has taken."""
 
     usage: Usage = msgspec.field(default_factory=Usage)
@@ -62,7 +77,6 @@ class Cost(msgspec.Struct):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Cost)
-_COUNTS = [name for name in Usage.__struct_fields__ if name != "cpu_seconds"]
 
 
 @dataclass(slots=True)
@@ -123,23 +137,24 @@ def stage(name: str) -> _Stage:
     return _Stage(name)
 
 
-def count(
-    *,
-    vectors: int = 0,
-    vector_bytes: int = 0,
-    payload_bytes: int = 0,
-    masks: int = 0,
-    masks_made: int = 0,
-) -> None:
-    """Add to what is measured in this thread, if something is."""
-    measured = _thread.measured
-    if measured is not None:
-        usage = measured.usage
-        usage.vectors += vectors
-        usage.vector_bytes += vector_bytes
-        usage.payload_bytes += payload_bytes
-        usage.masks += masks
-        usage.masks_made += masks_made
+def count_vectors(vectors: int, bytes: int) -> None:
+    """So many vectors, of so many bytes in all, are compared."""
+    if (measured := _thread.measured) is not None:
+        measured.usage.vectors += vectors
+        measured.usage.vector_bytes += bytes
+
+
+def count_payloads(bytes: int) -> None:
+    """Payloads of so many bytes are looked at."""
+    if (measured := _thread.measured) is not None:
+        measured.usage.payload_bytes += bytes
+
+
+def count_mask(*, made: bool) -> None:
+    """A filter is looked up; ``made``: and was not remembered."""
+    if (measured := _thread.measured) is not None:
+        measured.usage.masks += 1
+        measured.usage.masks_made += made
 
 
 def measure(work: Callable[[], T]) -> tuple[T, Measured]:

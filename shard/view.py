@@ -357,7 +357,7 @@ class View:
         for layer, where, rows in located.by_layer(self.layers):
             for place, payload in zip(where.tolist(), layer.source.payloads(rows), strict=True):
                 payloads[place] = payload
-        usage.count(payload_bytes=sum(map(len, payloads)))
+        usage.count_payloads(sum(map(len, payloads)))
         return payloads
 
     def _vectors(self, name: str, located: _Located) -> VectorColumn:

@@ -17,7 +17,7 @@ from qdrant_client.http import models
 
 from router.observing import Observation
 from shard import usage
-from shard.usage import Cost, Usage, count, measure, stage
+from shard.usage import Cost, Usage, count_mask, count_payloads, count_vectors, measure, stage
 from tests.shoal_in_process import ShoalInProcess
 
 DIMENSION = 16
@@ -163,14 +163,17 @@ def test_telemetry_is_what_qdrants_clients_read(shoal: ShoalInProcess, http: htt
 
 
 def test_what_is_measured_is_what_the_thread_does() -> None:
-    count(vectors=1)  # Nobody measures.
+    count_vectors(1, 1)  # Nobody measures.
     with stage("scan"):
         pass
 
     def work() -> str:
         for _ in range(3):
             with stage("scan"):
-                count(vectors=2, vector_bytes=10, payload_bytes=5)
+                count_vectors(2, 10)
+                count_payloads(5)
+                count_mask(made=False)
+        count_mask(made=True)
         with stage("merge"):
             sum(range(100_000))
         return "done"
@@ -179,13 +182,14 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert result == "done"
     assert (measured.usage.vectors, measured.usage.vector_bytes) == (6, 30)
     assert measured.usage.payload_bytes == 15
+    assert (measured.usage.masks, measured.usage.masks_made) == (4, 1)
     assert measured.usage.cpu_seconds > 0
     scan, merge = measured.stages["scan"], measured.stages["merge"]
     assert (scan.times, merge.times) == (3, 1)
     assert measured.began <= scan.began <= scan.ended <= merge.began <= merge.ended
     assert merge.ended <= measured.ended
     assert scan.seconds <= scan.ended - scan.began
-    count(vectors=1)
+    count_vectors(1, 1)
     assert measured.usage.vectors == 6
 
 
@@ -199,7 +203,7 @@ def test_shares_of_what_was_taken_add_up() -> None:
     whole = Usage(vectors=100, vector_bytes=4_000, payload_bytes=7, cpu_seconds=1.5)
     parts = Usage()
     for share in (0.25, 0.25, 0.5):
-        parts.add(whole, share)
+        parts.add(whole.part(share))
     assert (parts.vectors, parts.vector_bytes, parts.cpu_seconds) == (100, 4_000, 1.5)
     assert abs(parts.payload_bytes - 7) <= 3
 

@@ -31,7 +31,7 @@ def scan(
         else:
             rows = _scan(vectors, queries, limit, distance, alive)
     live = len(vectors) if alive is None else int(np.count_nonzero(alive))
-    count_vectors(len(queries) * live, vectors)
+    _count(len(queries) * live, vectors)
     return rerank(vectors, queries, rows, limit, distance)
 
 
@@ -42,14 +42,14 @@ def rerank(
 
     Candidates are rows of ``vectors``, in any order, then -1.
     """
-    count_vectors(int(np.count_nonzero(candidates >= 0)), vectors)
+    _count(candidates.size, vectors)
     with usage.stage("rerank"):
         return _nearest(vectors, queries, candidates, limit, distance)
 
 
-def count_vectors(compared: int, vectors: Vectors) -> None:
+def _count(compared: int, vectors: Vectors) -> None:
     """Tell that so many of ``vectors`` are compared."""
-    usage.count(vectors=compared, vector_bytes=compared * vectors.shape[1] * vectors.itemsize)
+    usage.count_vectors(compared, compared * vectors.shape[1] * vectors.itemsize)
 
 
 def _nearest(
@@ -123,7 +123,7 @@ def similarities(vectors: Vectors, rows: Rows, queries: Vectors, distance: Dista
 
     Higher is nearer: products, or negative distances, for Euclid squared.
     """
-    count_vectors(len(queries) * len(rows), vectors)
+    _count(len(queries) * len(rows), vectors)
     found = np.empty((len(queries), len(rows)), np.float32)
     step = max(1, _BLOCK_BYTES // (vectors.itemsize * vectors.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -116,7 +116,7 @@ class IvfPqIndex:
         nprobe = min(nprobe, self.lists)
         # By the lists' mean length; FAISS knows better only for a whole process.
         codes = len(queries) * self.rows * nprobe // self.lists
-        usage.count(vectors=codes, vector_bytes=codes * self.code_bytes)
+        usage.count_vectors(codes, codes * self.code_bytes)
         with usage.stage("scan"):
             if alive is None:
                 parameters = faiss.SearchParametersIVF(nprobe=nprobe)

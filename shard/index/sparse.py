@@ -41,7 +41,7 @@ def frequencies(
 
 
 def _count(components: int) -> None:
-    usage.count(vectors=components, vector_bytes=components * _COMPONENT_BYTES)
+    usage.count_vectors(components, components * _COMPONENT_BYTES)
 
 
 class Postings:

@@ -11,7 +11,6 @@ from prometheus_client import (
     GC_COLLECTOR,
     CollectorRegistry,
     Gauge,
-    Histogram,
     Metric,
     ProcessCollector,
 )
@@ -19,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from shard import tracing
+from shard.metrics import Timings
 from shard.model import ShardInfo
 from shard.rpc.hosting import Hosting
 from shard.usage import Cost, Measured, Usage
@@ -73,15 +73,24 @@ _OF_USAGE: list[tuple[str, str, Callable[[Usage], float]]] = [
 class Account:
     """What one call has taken so far."""
 
+    traced: bool = False
+    """Whether to measure each shard by itself."""
     cost: Cost = field(default_factory=Cost)
     asked: float = 0.0
     """When threads were asked to read, by `perf_counter`."""
-    reads: list[tuple[int, Measured]] = field(default_factory=list)
-    """Numbers of shards, and what was measured at each."""
+    measured: list[tuple[list[int], Measured]] = field(default_factory=list)
+    """Numbers of shards, of which one may come more often, and what was measured of them."""
+
+    def add(self, shards: list[int], measured: Measured) -> None:
+        self.measured.append((shards, measured))
+        self.cost.usage.add(measured.usage)
+        stages = self.cost.stages
+        for name, lap in measured.stages.items():
+            stages[name] = stages.get(name, 0.0) + lap.seconds
 
     def trace(self, parent: str) -> None:
         """Record what there was in each shard as part of a trace."""
-        for shard, measured in self.reads:
+        for (shard, *_), measured in self.measured:
             span = tracing.record(
                 f"shard {shard}", parent, self.asked, measured.ended, {"shoal.shard": shard}
             )
@@ -97,13 +106,6 @@ class Account:
                     {"shoal.seconds": lap.seconds, "shoal.times": lap.times},
                 )
 
-    def add_read(self, shard: int, measured: Measured) -> None:
-        self.reads.append((shard, measured))
-        self.cost.usage.add(measured.usage)
-        stages = self.cost.stages
-        for name, lap in measured.stages.items():
-            stages[name] = stages.get(name, 0.0) + lap.seconds
-
 
 _NOTHING = Usage()
 account: ContextVar[Account] = ContextVar("account")
@@ -111,26 +113,24 @@ account: ContextVar[Account] = ContextVar("account")
 
 
 class Accounts(Collector):
-    """Adds up accounts, and looks at what ``hosting`` has when asked."""
+    """Adds up accounts, and looks at what ``hosting`` has when asked. Use from one event loop."""
 
     def __init__(self, hosting: Hosting) -> None:
         self._hosting = hosting
         self._registry = CollectorRegistry()
         ProcessCollector("shoal", registry=self._registry)
         self._registry.register(GC_COLLECTOR)
-        self._calls = Histogram(
+        self._calls = Timings(
             "shoal_shard_server_call_seconds",
             "From when a call comes to a shard server until it is answered.",
-            ["method", "code"],
-            buckets=_CALL_SECONDS,
-            registry=self._registry,
+            ("method", "code"),
+            _CALL_SECONDS,
         )
-        self._stages = Histogram(
+        self._stages = Timings(
             "shoal_shard_server_stage_seconds",
             "What a call spends in a stage, in all threads of a shard server.",
-            ["stage"],
-            buckets=_STAGE_SECONDS,
-            registry=self._registry,
+            ("stage",),
+            _STAGE_SECONDS,
         )
         self._usage: dict[str, Usage] = defaultdict(Usage)
 
@@ -142,15 +142,17 @@ class Accounts(Collector):
         self, cost: Cost, collection_id: str, method: str, code: str, seconds: float
     ) -> None:
         """Take in a call that is over, on the collection's account if it has taken anything."""
-        self._calls.labels(method, code).observe(seconds)
+        self._calls.count((method, code), seconds)
         for stage, spent in cost.stages.items():
-            self._stages.labels(stage).observe(spent)
+            self._stages.count((stage,), spent)
         if cost.usage != _NOTHING:
             self._usage[collection_id].add(cost.usage)
 
     def collect(self) -> Iterable[Metric]:
         """Collections are named by their ids. May be called from any thread."""
         yield from self._registry.collect()
+        yield self._calls.collect()
+        yield self._stages.collect()
         statuses = self._hosting.status()
         collections = {collection_id for collection_id, _ in statuses}
         for gone in self._usage.keys() - collections:

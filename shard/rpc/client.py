@@ -37,7 +37,7 @@ from shard.rpc.channel import (
     SERVICE,
     TRACEPARENT,
 )
-from shard.rpc.origin import Outgoing, calling
+from shard.rpc.origin import Calling
 from shard.rpc.status import error_of
 from shard.rpc.stream import CallStream
 from shard.usage import Cost
@@ -71,9 +71,9 @@ _METHODS = (
 )
 
 
-def _metadata(outgoing: Outgoing) -> list[tuple[str, str]]:
-    ids = [(REQUEST_ID, one) for one in outgoing.request_ids]
-    return ids + [(TRACEPARENT, one) for one in outgoing.traceparents]
+def _metadata(calling: Calling) -> list[tuple[str, str]]:
+    ids = [(REQUEST_ID, one) for one in calling.request_ids]
+    return ids + [(TRACEPARENT, one) for one in calling.traceparents]
 
 
 class ShardClient:
@@ -287,20 +287,20 @@ class ShardClient:
                 "send fewer points or queries at once"
             )
         shards = getattr(getattr(request, "target", None), "shards", ())
-        with calling(self.address, method, shards) as outgoing:
-            answer, cost = await self._send(method, data, timeout, outgoing)
-            outgoing.cost = self._decode(lambda: Cost.decode(cost))
+        with Calling(self.address, method, shards) as calling:
+            answer, cost = await self._send(method, data, timeout, calling)
+            calling.cost = self._decode(lambda: Cost.decode(cost))
         return self._decode(lambda: reply.FromString(answer))
 
     async def _send(
-        self, method: str, data: bytes, timeout: float, outgoing: Outgoing
+        self, method: str, data: bytes, timeout: float, calling: Calling
     ) -> tuple[bytes, bytes]:
         """Answer and cost, encoded."""
         try:
             if method not in self._methods:
-                found = await self._stream.call(method, data, timeout, outgoing)
+                found = await self._stream.call(method, data, timeout, calling)
                 return found.reply, found.cost
-            call = self._methods[method](data, timeout=timeout, metadata=_metadata(outgoing))
+            call = self._methods[method](data, timeout=timeout, metadata=_metadata(calling))
             answer = await call
             told: Any = await call.trailing_metadata()
             return answer, dict(told).get(COST, b"")

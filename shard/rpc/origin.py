@@ -6,12 +6,11 @@ and charged to each by its share: searches that go together are one call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from shard import tracing
 from shard.usage import Cost
@@ -46,44 +45,48 @@ class Origin:
 
 
 origins: ContextVar[tuple[Origin, ...]] = ContextVar("origins", default=())
-"""Those of what is under way."""
+"""Those of what is under way in a router."""
+served: ContextVar[Sequence[str]] = ContextVar("served", default=())
+"""Ids of the requests that a call to a shard server is for, there."""
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """A call: what goes with it, and what it is told to have taken."""
-
-    request_ids: list[str]
-    traceparents: list[str]
-    cost: Cost = field(default_factory=Cost)
-
-
-@contextmanager
-def calling(server: str, method: str, shards: Iterable[int]) -> Iterator[Outgoing]:
+class Calling:
     """Makes a call to the server at that address for the current origins: traces it for each that
     is traced, and charges them all in the end. ``shards`` are numbers.
+
+    What goes with the call is in it; what it is told to have taken is put into it.
     """
-    callers = origins.get()
-    began = perf_counter()
-    spans = []
-    for one in callers:
-        if one.traceparent:
-            attributes: tracing.Attributes = {
-                "server.address": server,
-                "shoal.shards": list(shards),
-            }
-            span = tracing.begin(method, one.traceparent, kind="client", attributes=attributes)
-            spans += [span] if span is not None else []
-    outgoing = Outgoing([one.request_id for one in callers], [one.traceparent for one in spans])
-    error = ""
-    try:
-        yield outgoing
-    except BaseException as raised:
-        error = type(raised).__name__
-        raise
-    finally:
-        seconds = perf_counter() - began
-        for one in callers:
-            one.charges.append(Charge(server, method, seconds, one.share, outgoing.cost))
-        for span in spans:
-            span.end(error=error)
+
+    __slots__ = ("_began", "_callers", "_method", "_server", "_spans", "cost", "traceparents")
+
+    def __init__(self, server: str, method: str, shards: Iterable[int]) -> None:
+        self._server = server
+        self._method = method
+        self._callers = origins.get()
+        self._began = perf_counter()
+        self._spans: list[tracing.Span] = []
+        self.cost = Cost()
+        for one in self._callers:
+            if one.traceparent:
+                attributes: tracing.Attributes = {
+                    "server.address": server,
+                    "shoal.shards": list(shards),
+                }
+                span = tracing.begin(method, one.traceparent, kind="client", attributes=attributes)
+                self._spans += [span] if span is not None else []
+        self.traceparents = [one.traceparent for one in self._spans]
+
+    @property
+    def request_ids(self) -> list[str]:
+        return [one.request_id for one in self._callers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        seconds = perf_counter() - self._began
+        for one in self._callers:
+            charge = Charge(self._server, self._method, seconds, one.share, self.cost)
+            one.charges.append(charge)
+        for span in self._spans:
+            span.end(error="" if kind is None else kind.__name__)

@@ -44,7 +44,7 @@ from shard.rpc.channel import (
     TRACEPARENT,
 )
 from shard.rpc.hosting import HostedShard, Hosting, ShardId
-from shard.rpc.origin import Origin, origins
+from shard.rpc.origin import served
 from shard.rpc.pacing import CoreTimes, WritePacer, cores
 from shard.rpc.status import status_of
 from shard.rpc.stream import serve_calls
@@ -223,10 +223,10 @@ class ShardServer:
         """Status, reply, details and cost. The size of the reply is checked."""
         if name not in self._methods:
             return grpc.StatusCode.UNIMPLEMENTED, b"", f"no method {name}", b""
-        origins.set(tuple(map(Origin, request_ids)))
+        served.set(request_ids)
         request_type, method = self._methods[name]
         began = perf_counter()
-        own = Account()
+        own = Account(traced=bool(traceparents))
         account.set(own)
         spans = [tracing.begin(name, one, kind="server") for one in traceparents]
         collection_id, status, reply, details = "", grpc.StatusCode.CANCELLED, b"", ""
@@ -394,9 +394,20 @@ class ShardServer:
         abandoned = threading.Event()
         own = account.get()
         own.asked = perf_counter()
+        begun: list[float] = []
+        measured: list[tuple[list[int], Measured]] = []
 
-        def run(share: Sequence[tuple[int, Callable[[], T]]]) -> list[tuple[T, Measured]]:
-            return [usage.measure(read) for _, read in share if not abandoned.is_set()]
+        def work(share: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
+            return [read() for _, read in share if not abandoned.is_set()]
+
+        def run(share: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
+            begun.append(perf_counter())
+            answers: list[T] = []
+            for part in [[job] for job in share] if own.traced else [share]:
+                some, taken = usage.measure(partial(work, part))
+                answers += some
+                measured.append(([shard for shard, _ in part], taken))
+            return answers
 
         self._waiting += len(jobs)
         running = [
@@ -411,11 +422,10 @@ class ShardServer:
             abandoned.set()
             for one in running:
                 one.cancel()
-        found = [shares[number % hands][number // hands] for number in range(len(jobs))]
-        own.cost.stages["queue"] = max(share[0][1].began for share in shares) - own.asked
-        for (shard, _), (_, measured) in zip(jobs, found, strict=True):
-            own.add_read(shard, measured)
-        return [result for result, _ in found]
+        own.cost.stages["queue"] = max(begun) - own.asked
+        for numbers, taken in measured:
+            own.add(numbers, taken)
+        return [shares[number % hands][number // hands] for number in range(len(jobs))]
 
 
 def _search_block(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:

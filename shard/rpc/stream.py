@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from shard.errors import Corrupt, Unavailable
 from shard.rpc import shard_pb2 as pb
-from shard.rpc.origin import Outgoing
+from shard.rpc.origin import Calling
 from shard.rpc.status import code_of, error_of
 
 
@@ -36,7 +36,7 @@ class CallStream:
         self._open: _OpenStream | None = None
 
     async def call(
-        self, method: str, request: bytes, timeout: float, outgoing: Outgoing
+        self, method: str, request: bytes, timeout: float, calling: Calling
     ) -> pb.Answer:
         """The answer to ``request``, which is a reply. Raises TimeoutError, and what `error_of`
         knows."""
@@ -48,8 +48,8 @@ class CallStream:
             method=method,
             request=request,
             timeout=timeout,
-            request_ids=outgoing.request_ids,
-            traceparents=outgoing.traceparents,
+            request_ids=calling.request_ids,
+            traceparents=calling.traceparents,
         )
         answered: asyncio.Future[pb.Answer] = asyncio.get_running_loop().create_future()
         stream.waiting[number] = answered
