@@ -17,6 +17,7 @@ from router.metrics import PUBLISH_SECONDS
 from router.observing import Observation
 from shard.metrics import Together, pack, unpack
 from tests.shoal_in_process import ShoalInProcess
+from tests.shoal_process import ShoalProcess
 
 PARAMS = {"vectors": {"size": 4, "distance": "Euclid"}}
 POINTS = [
@@ -216,3 +217,25 @@ def test_metrics_of_several_processes_are_told_apart() -> None:
     (family,) = together.collect()
     samples = [(one.labels, one.value) for one in family.samples if one.name == "times_total"]
     assert samples == [({"process": "0"}, 1), ({"process": "1"}, 2)]
+
+
+@pytest.mark.cluster
+def test_a_service_of_several_routers_tells_of_them_all(tmp_path: Path) -> None:
+    with (
+        ShoalProcess(tmp_path / "data", "--shard-servers", "2", "--routers", "2") as shoal,
+        httpx.Client(base_url=shoal.url, timeout=60) as http,
+    ):
+        create(http, "songs")
+        for _ in range(40):  # Over connections of their own, which whoever is free takes.
+            answer = httpx.post(f"{shoal.url}/collections/songs/points/query", json=QUERY)
+            answer.raise_for_status()
+        time.sleep(2 * PUBLISH_SECONDS)
+        samples = scrape(http)
+        asked = {"route": "/collections/{name}/points/query", "collection": "songs"}
+        assert total(samples, "shoal_requests_total", **asked) == 40
+        routers = {labels["router"] for labels, _ in samples["shoal_requests_in_flight"]}
+        assert routers == {"0", "1"}
+        assert total(samples, "shoal_shard_servers") == 2
+        assert total(samples, "shoal_shard_points") == 100
+        # Of two routers and two shard servers.
+        assert len(samples["shoal_process_start_time_seconds"]) == 4
