@@ -46,7 +46,7 @@ from tests.kubernetes import CHART, GROUP, Rendered, render
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-START_SECONDS = 120
+START_SECONDS = 240
 KEY = secrets.token_hex(16)
 MARK = "SHOAL_TEST_DEPLOYMENT"
 COMPOSE = Path(__file__).parents[1] / "deploy" / "compose.yaml"
