@@ -57,6 +57,7 @@ TABLE = {
     "HEAD /docs/oauth2-redirect": "g r prw rw other",
     "GET /metrics": "g",
     "GET /telemetry": "g",
+    "GET /profile": "",
     "GET /collections": "g r prw rw other",
     "GET /aliases": "g r prw rw other",
     "POST /collections/aliases": "",
