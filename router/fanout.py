@@ -463,7 +463,7 @@ class _Request(Generic[T]):
     async def _pause(self, topology: Topology, attempt: int, error: Exception) -> None:
         """Wait for a new topology, or a while. Raises Unavailable where no time is left for it."""
         first, longest = RETRY_SECONDS
-        delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))
+        delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))  # noqa: S311 - a pause
         if delay >= self._left:
             raise Unavailable(
                 f"collection `{self._collection.name}` could not answer "
