@@ -16,6 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 import helm_python
@@ -45,6 +46,7 @@ VERSIONS = ("1.30", "1.37")
 """Of Kubernetes: the chart's oldest, and the newest that is known here."""
 RUNS_ON = {"Deployment", "RayCluster"}
 _COMPONENT = "app.kubernetes.io/component"
+_OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _PROBES = ("grpc", "httpGet", "tcpSocket")
 _SECRET = re.compile("SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL")
 _POD_SELECTORS = ("podSelector", "labelSelector", "selector")
@@ -475,6 +477,45 @@ def _applies(policy: Object, pod: PodTemplate) -> bool:
     return _matches(policy["spec"]["podSelector"]["matchLabels"], pod.labels)
 
 
+def traces_arrive(rendered: Rendered) -> Iterator[str]:
+    """Of all that has part in a request, or of nothing."""
+    serving = [pod for pod in rendered.pods() if pod.component in ("router", "shard")]
+    endpoints = [
+        next(
+            (one["value"] for one in pod.containers()[0].get("env", []) if one["name"] == _OTLP), ""
+        )
+        for pod in serving
+    ]
+    if len(set(endpoints)) > 1:
+        yield f"traces go different ways: {endpoints}"
+    for pod, endpoint in zip(serving, endpoints, strict=True):
+        rules = [
+            rule
+            for one in rendered.of("NetworkPolicy")
+            if _applies(one, pod)
+            for rule in one["spec"].get("egress", [])
+        ]
+        ports = [one["port"] for rule in rules if "to" not in rule for one in rule["ports"]]
+        if endpoint and rules and urlsplit(endpoint).port not in ports:
+            yield f"{pod.owner}: its traces do not pass"
+
+
+def routers_ask_for_a_key_or_say_that_they_do_not(rendered: Rendered) -> Iterator[str]:
+    router = next(pod.containers()[0] for pod in rendered.pods() if pod.owner.endswith("-router"))
+    from_secret = {
+        one["name"]: one["valueFrom"]["secretKeyRef"]
+        for one in router.get("env", [])
+        if "secretKeyRef" in one.get("valueFrom", {})
+    }
+    key = from_secret.get("SHOAL_API_KEY")
+    if ("--allow-anonymous" in router["command"]) == (key is not None):
+        yield "the routers neither ask for a key nor say so, or both"
+    if key is not None and key.get("optional"):
+        yield "the routers' key may be missing"
+    if "SHOAL_ALT_API_KEY" in from_secret and not from_secret["SHOAL_ALT_API_KEY"]["optional"]:
+        yield "the routers want a second key"
+
+
 def queries_are_promql(rendered: Rendered) -> Iterator[str]:
     queries = [
         (title(one), rule["expr"])
@@ -509,6 +550,8 @@ CHECKS: Sequence[Callable[[Rendered], Iterator[str]]] = (
     commands_are_shoals,
     ray_outlives_its_head,
     policies_let_through_what_must,
+    traces_arrive,
+    routers_ask_for_a_key_or_say_that_they_do_not,
     queries_are_promql,
 )
 

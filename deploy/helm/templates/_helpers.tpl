@@ -69,6 +69,7 @@ env:
   - {name: RAY_LOG_TO_STDERR, value: "1"}
   - {name: RAY_BACKEND_LOG_LEVEL, value: warning}
   {{- include "shoal.objectStoreEnv" . | nindent 2 }}
+  {{- include "shoal.tracingEnv" . | nindent 2 }}
 lifecycle:
   preStop: {exec: {command: [ray, stop]}}
 {{- end }}
@@ -123,11 +124,20 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{- define "shoal.objectStorePort" -}}
-{{- with .Values.objectStore.endpoint }}
+{{- define "shoal.tracingEnv" -}}
+{{- with .Values.tracing.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* Of a URL without a path. */}}
+{{- define "shoal.portOf" -}}
 {{- $url := urlParse . }}
 {{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (eq $url.scheme "http" | ternary "80" "443") }}
-{{- else }}443{{ end }}
+{{- end }}
+
+{{- define "shoal.objectStorePort" -}}
+{{- with .Values.objectStore.endpoint }}{{ include "shoal.portOf" . }}{{ else }}443{{ end }}
 {{- end }}
 
 {{- define "shoal.shardServers" -}}
@@ -136,11 +146,12 @@ topologySpreadConstraints:
 {{- $sum }}
 {{- end }}
 
-{{/* Takes (root, variable, key of the Secret). */}}
+{{/* Takes (root, variable, key of the Secret, whether it may be missing). */}}
 {{- define "shoal.apiKey" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
-  valueFrom: {secretKeyRef: {name: {{ $root.Values.auth.existingSecret }}, key: {{ index . 2 }}}}
+  valueFrom:
+    secretKeyRef: {name: {{ $root.Values.auth.existingSecret }}, key: {{ index . 2 }}, optional: {{ index . 3 }}}
 {{- end }}
 
 {{- define "shoal.clusterTLSVolume" -}}
