@@ -27,6 +27,8 @@ from cluster.topology import TopologyWatcher
 from router.api import search
 from router.app import create_app
 from router.fanout import Fanout
+from router.grpc import protocol
+from router.grpc.operations import OPERATIONS
 from router.security import policy
 from router.security.authentication import Authenticator, ValueExists
 from router.security.gate import Gate
@@ -478,6 +480,52 @@ def test_grpc_wants_a_key(shoal: ShoalInProcess, shards_asked: list[str]) -> Non
                 ask(client)
             assert cast(grpc.Call, raised.value).code() is code
         client.close()
+    assert not shards_asked
+
+
+def calls() -> Iterator[tuple[str, bytes, str]]:
+    """Every method of gRPC, a message for it, and the route that it takes."""
+    for service in map(protocol.service, protocol.SERVICES):
+        for method in service.methods:
+            message = protocol.message(method.input_type.name)()
+            for name in ("collection_name", "field_name", "vector_name", "snapshot_name"):
+                if name in message.DESCRIPTOR.fields_by_name:
+                    setattr(message, name, "songs" if name == "collection_name" else "x")
+            operation = OPERATIONS[f"{service.name}.{method.name}"]
+            route = policy.find(operation.method, operation.path(message))
+            name = "" if route is None else route.name
+            yield f"/{service.full_name}/{method.name}", message.SerializeToString(), name
+
+
+def test_no_refused_call_by_grpc_reaches_a_shard(
+    shoal: ShoalInProcess, shards_asked: list[str]
+) -> None:
+    asked = 0
+    with grpc.insecure_channel(f"127.0.0.1:{shoal.grpc_port}") as channel:
+        for method, message, route in calls():
+            if route in OPEN:
+                continue
+            allowed = TABLE.get(route, "").split()
+            wrong = {name: one for name, one in HOLDERS.items() if name not in allowed}
+            for name, headers in (STRANGERS | wrong).items():
+                metadata = tuple((key.lower(), value) for key, value in headers.items())
+                if not all(value.isascii() for _, value in metadata):
+                    continue
+                with pytest.raises(grpc.RpcError) as raised:
+                    channel.unary_unary(method, None, None)(message, timeout=20, metadata=metadata)
+                asked += 1
+                code = cast(grpc.Call, raised.value).code()
+                if name in wrong:
+                    expected = {grpc.StatusCode.PERMISSION_DENIED}
+                    if not route:
+                        expected = {grpc.StatusCode.UNIMPLEMENTED}
+                else:
+                    expected = {
+                        grpc.StatusCode.UNAUTHENTICATED,
+                        grpc.StatusCode.PERMISSION_DENIED,
+                    }
+                assert code in expected, (method, name, raised.value)
+    assert asked > 40 * len(STRANGERS)
     assert not shards_asked
 
 
