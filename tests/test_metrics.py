@@ -149,10 +149,9 @@ def test_shard_servers_tell_what_they_hold_and_have_done(http: httpx.Client) -> 
     limit = total(samples, "shoal_shard_server_cache_limit_bytes", server="server-0")
     assert total(samples, "shoal_shard_server_cache_bytes", server="server-0") < limit
     for what in ("hits", "misses"):
-        asked = total(samples, f"shoal_shard_server_cache_{what}_total", server="server-0")
-        assert (
-            asked - total(before, f"shoal_shard_server_cache_{what}_total", server="server-0") >= 3
-        )
+        name = f"shoal_shard_server_cache_{what}_total"
+        since = total(samples, name, server="server-0") - total(before, name, server="server-0")
+        assert since >= 3, what
     assert "shoal_shard_server_cache_evictions_total" in samples
     # A filter was worked out once a shard, and remembered; then its 50 points were compared.
     assert total(samples, "shoal_usage_filters_total", collection="songs") == 6
