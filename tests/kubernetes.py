@@ -119,6 +119,7 @@ def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
         values["objectStore"].get("existingSecret"),
         values["auth"].get("existingSecret"),
         values.get("clusterTLS", {}).get("existingSecret"),
+        values.get("routerTLS", {}).get("existingSecret"),
         values.get("head", {}).get("redis", {}).get("existingSecret"),
         values.get("ingress", {}).get("tls", {}).get("secretName"),
         values.get("serviceAccount", {}).get("name"),
@@ -516,6 +517,41 @@ def routers_ask_for_a_key_or_say_that_they_do_not(rendered: Rendered) -> Iterato
         yield "the routers want a second key"
 
 
+def clients_and_routers_agree_on_tls(rendered: Rendered) -> Iterator[str]:
+    routers = [pod for pod in rendered.pods() if pod.owner.endswith("-router")]
+    tls = any("--tls-cert=" in one for one in routers[0].containers()[0]["command"])
+    scheme = "https" if tls else "http"
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = routers[0].containers()[0].get(kind, {})
+        if tls and "httpGet" not in probe:
+            yield f"{routers[0].owner}: Kubernetes cannot ask by TLS: {kind}"
+        if "httpGet" in probe and probe["httpGet"].get("scheme", "HTTP") != scheme.upper():
+            yield f"{routers[0].owner}: {kind} speaks another scheme"
+    for service in rendered.of("Service"):
+        wanted = {"https"} if tls else {"http", "kubernetes.io/h2c"}
+        if {port["appProtocol"] for port in service["spec"]["ports"]} != wanted:
+            yield f"{title(service)} is said to speak something else"
+    for monitor in rendered.of("ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            if endpoint.get("scheme", "http") != scheme or tls != ("tlsConfig" in endpoint):
+                yield f"{title(monitor)} speaks another scheme"
+    for pod in rendered.pods():
+        for container in pod.containers() if pod.component == "client" else ():
+            name = f"{pod.owner}, {container['name']}"
+            urls = re.findall(
+                r"\bhttps?(?=://[a-z][a-z0-9-]*:6333)", " ".join(container["command"])
+            )
+            if set(urls) != {scheme}:
+                yield f"{name} speaks another scheme"
+            trusted = {one["name"]: one.get("value") for one in container.get("env", [])}
+            if tls != ("SSL_CERT_FILE" in trusted):
+                yield f"{name} does not know the routers"
+        for volume in pod.spec.get("volumes", []):
+            whole = "secret" in volume and "items" not in volume["secret"]
+            if pod.component == "client" and whole:
+                yield f"{pod.owner} is given the routers' key"
+
+
 def queries_are_promql(rendered: Rendered) -> Iterator[str]:
     queries = [
         (title(one), rule["expr"])
@@ -552,6 +588,7 @@ CHECKS: Sequence[Callable[[Rendered], Iterator[str]]] = (
     policies_let_through_what_must,
     traces_arrive,
     routers_ask_for_a_key_or_say_that_they_do_not,
+    clients_and_routers_agree_on_tls,
     queries_are_promql,
 )
 

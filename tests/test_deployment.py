@@ -40,7 +40,7 @@ from cluster.settings import ENVIRONMENT
 from cluster.topology import Topology, TopologyDocument
 from scripts.bench.s3 import S3Server
 from shard.objects.local import LocalObjectStore
-from shard.rpc.tls import NAME
+from shard.rpc.tls import AUTHORITY, NAME
 from tests.certificates import issue
 from tests.kubernetes import CHART, GROUP, Rendered, render
 
@@ -369,7 +369,9 @@ def test_what_cannot_be_supervised_is_told_in_one_line(tmp_path: Path) -> None:
         assert "--ray-address" in missing.said
 
 
-def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Path) -> None:
+def test_what_the_chart_starts_works_together(
+    seaweedfs: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its containers' commands, variables and probes, in one place and on ports that are free."""
     data = f"s3://{seaweedfs.bucket}/chart-{secrets.token_hex(4)}"
     source = f"s3://{seaweedfs.bucket}/source-{secrets.token_hex(4)}"
@@ -383,6 +385,7 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
             },
             "router": {"auditLog": True},
             "clusterTLS": {"enabled": True, "existingSecret": "certificate"},
+            "routerTLS": {"enabled": True, "existingSecret": "other-certificate"},
             "shards": {"groups": [GROUP]},
             "ingest": [{"name": "load", "source": f"{source}/", "collection": "loaded"}],
         }
@@ -395,6 +398,8 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         }
         pods = Pods(rendered, deployment, found)
         issue(trustme.CA(), tmp_path / "cluster-tls", NAME)
+        served = issue(trustme.CA(), tmp_path / "router-tls", pods.host)
+        monkeypatch.setenv("SSL_CERT_FILE", str(served / AUTHORITY))
         for component in ("head", "shard"):
             ray = pods.start_ray(component)
             until(lambda: "Ray runtime started" in ray.said)  # noqa: B023
@@ -408,7 +413,7 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         assert tested.end() == 0
         assert "SERVING" in tested.said
 
-        url = f"http://{pods.host}:{pods.ports['6333']}"
+        url = f"https://{pods.host}:{pods.ports['6333']}"
         assert httpx.get(f"{url}/collections").status_code == 401
         client = ask(url)
         create(client, "loaded")
@@ -550,7 +555,8 @@ class Pods:
         asked = probe.get("httpGet") or probe["tcpSocket"]
         port = self.ports[str(known[asked["port"]])]
         if "path" in asked:
-            return answers(f"http://{self.host}:{port}{asked['path']}")
+            scheme = asked.get("scheme", "HTTP").lower()
+            return answers(f"{scheme}://{self.host}:{port}{asked['path']}")
         with contextlib.suppress(OSError), socket.create_connection((self.host, int(port)), 5):
             return True
         return False
@@ -558,7 +564,7 @@ class Pods:
     def _here(self, word: str) -> str:
         word = re.sub(r"\b\d+\b", lambda found: self.ports.get(found[0], found[0]), word)
         word = word.replace("shoal-head-svc", self.host).replace("//shoal:", f"//{self.host}:")
-        for folder in ("scratch", "cluster-tls"):
+        for folder in ("scratch", "cluster-tls", "router-tls"):
             word = word.replace(f"=/{folder}", f"={self._deployment.folder / folder}")
         return self.host if word == "shoal" else word
 
@@ -566,7 +572,8 @@ class Pods:
         found = {}
         for one in container.get("env", []):
             if "value" in one:
-                found[one["name"]] = one["value"]
+                folder = str(self._deployment.folder / "router-tls")
+                found[one["name"]] = one["value"].replace("/router-tls", folder)
                 continue
             reference = one["valueFrom"]["secretKeyRef"]
             secret = self._secrets[reference["name"]]

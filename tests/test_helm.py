@@ -44,6 +44,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "tokens": {"auth": {"existingSecret": "keys", "jwt": True}},
     "cluster-tls": {"clusterTLS": {"enabled": True, "existingSecret": "cluster"}},
     "cluster-certificate": {"clusterTLS": {"enabled": True, "issuer": {"name": "ca"}}},
+    "router-tls": {"routerTLS": {"enabled": True, "existingSecret": "router"}},
+    "router-certificate": {
+        "routerTLS": {"enabled": True, "issuer": {"name": "ca", "kind": "ClusterIssuer"}},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+        "ingest": [{"name": "once", "source": "s3://b/a/", "collection": "c"}],
+    },
     "audit": {"router": {"auditLog": True, "allowLocations": ["s3://a/b", "s3://c"]}},
     "own-image": {"image": {"repository": "registry:5000/shoal", "pullSecrets": [{"name": "x"}]}},
     "own-account": {"serviceAccount": {"create": False, "name": "shared"}},
@@ -142,6 +148,7 @@ def test_helm_lint_has_nothing_to_say(name: str) -> None:
         ({"router": {"slowQueryMs": -1}}, "/router/slowQueryMs"),
         ({"auth": {}}, "auth: expected an existingSecret, or allowAnonymous"),
         ({"clusterTLS": {"enabled": True}}, "clusterTLS: expected an existingSecret, or an issuer"),
+        ({"routerTLS": {"enabled": True}}, "routerTLS: expected an existingSecret, or an issuer"),
         ({"router": {"allowLocations": ["/etc"]}}, "/router/allowLocations/0"),
     ],
 )
@@ -186,6 +193,7 @@ FULL = {
     **VALUES["redis"],
     "objectStore": {**STORE, "existingSecret": "store"},
     "clusterTLS": {"enabled": True, "issuer": {"name": "ca"}},
+    "routerTLS": {"enabled": True, "issuer": {"name": "ca"}},
     "gateway": {"enabled": True, "parentRefs": [{"name": "main"}]},
     **VALUES["traces"],
 }
@@ -363,6 +371,28 @@ BREAKS: dict[str, Break] = {
         for rule in policy(r, "router")["spec"]["egress"]
         if {"protocol": "TCP", "port": 4318} in rule["ports"]
     ],
+    "a probe in the clear": lambda r: container(r, "router")["livenessProbe"]["httpGet"].pop(
+        "scheme"
+    ),
+    "a probe that speaks no TLS": lambda r: container(r, "router").update(
+        readinessProbe={"grpc": {"port": 6334}}
+    ),
+    "a service in the clear": lambda r: find(r, "Service")["spec"]["ports"][0].update(
+        appProtocol="http"
+    ),
+    "metrics in the clear": lambda r: find(r, "ServiceMonitor")["spec"]["endpoints"][0].pop(
+        "scheme"
+    ),
+    "a client in the clear": lambda r: replace(
+        container(r, "client"), "command", "https:", "http:"
+    ),
+    "a client that knows nobody": lambda r: container(r, "client")["env"].remove(
+        variable(r, "client", "SSL_CERT_FILE")
+    ),
+    "a client with the key": lambda r: spec(r, "client")["volumes"][-1]["secret"].pop("items"),
+    "a certificate of routers less": lambda r: r.objects.remove(
+        find(r, "Certificate", "shoal-router")
+    ),
     "no key": lambda r: container(r, "router")["env"].remove(
         variable(r, "router", "SHOAL_API_KEY")
     ),

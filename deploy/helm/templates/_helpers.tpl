@@ -172,6 +172,42 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
+{{- define "shoal.routerTLSSecret" -}}
+{{- with .Values.routerTLS }}
+{{- if and (not .existingSecret) (not .issuer.name) }}
+{{- fail "routerTLS: expected an existingSecret, or an issuer of cert-manager" }}
+{{- end }}
+{{- .existingSecret | default (printf "%s-router-tls" (include "shoal.fullname" $)) }}
+{{- end }}
+{{- end }}
+
+{{/* Where this release's own clients reach the routers. */}}
+{{- define "shoal.url" -}}
+http{{ if .Values.routerTLS.enabled }}s{{ end }}://{{ include "shoal.fullname" . }}:6333
+{{- end }}
+
+{{/* By what such a client knows them. */}}
+{{- define "shoal.authorityEnv" -}}
+{{- if .Values.routerTLS.enabled -}}
+- {name: SSL_CERT_FILE, value: /router-tls/ca.crt}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.authorityMount" -}}
+{{- if .Values.routerTLS.enabled -}}
+- {name: router-tls, mountPath: /router-tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.authorityVolume" -}}
+{{- if .Values.routerTLS.enabled -}}
+- name: router-tls
+  secret:
+    secretName: {{ include "shoal.routerTLSSecret" . }}
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- end }}
+
 {{- define "shoal.tlsSecret" -}}
 {{- .Values.ingress.tls.secretName | default (printf "%s-tls" (include "shoal.fullname" .)) }}
 {{- end }}
