@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from router.app import create_app
 from router.fanout import Fanout
 from router.grpc import protocol
 from router.grpc.operations import OPERATIONS
+from router.observing import Observation
 from router.security import policy
 from router.security.authentication import Authenticator, ValueExists
 from router.security.gate import Gate
@@ -527,6 +530,41 @@ def test_no_refused_call_by_grpc_reaches_a_shard(
                 assert code in expected, (method, name, raised.value)
     assert asked > 40 * len(STRANGERS)
     assert not shards_asked
+
+
+def test_no_log_line_has_a_key_or_token(
+    shoal: ShoalInProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = {**managers(), **HOLDERS, **STRANGERS}
+    slow = Observation(slow_query_ms=1)
+    with (
+        caplog.at_level(logging.DEBUG),
+        shoal.router(observation=slow) as url,
+        httpx.Client(base_url=url, timeout=30) as http,
+        grpc.insecure_channel(f"127.0.0.1:{shoal.grpc_port}") as channel,
+    ):
+        count = channel.unary_unary("/qdrant.Points/Count", None, None)
+        message = protocol.message("CountPoints")(collection_name="songs").SerializeToString()
+        for headers in sent.values():
+            for path, body in (("query", b'{"query": [1, 2, 3, 4]}'), ("query", b"{"), ("x", b"")):
+                http.post(
+                    f"/collections/songs/points/{path}", headers=encoded(headers), content=body
+                )
+            metadata = tuple((name.lower(), value) for name, value in headers.items())
+            if all(value.isascii() for _, value in metadata):
+                with contextlib.suppress(grpc.RpcError):
+                    count(message, timeout=20, metadata=metadata)
+    # Not those of the client here.
+    ours = "\n".join(
+        f"{one.getMessage()} {one.__dict__}"
+        for one in caplog.records
+        if one.name.partition(".")[0] in ("shard", "cluster", "router", "uvicorn", "grpc")
+    )
+    assert "slow: POST /collections/{name}/points/query" in ours
+    for headers in sent.values():
+        for value in headers.values():
+            secret = value.rpartition(" ")[2]
+            assert len(secret) < 8 or secret not in ours
 
 
 def test_lists_show_what_may_be_seen(shoal: ShoalInProcess) -> None:
