@@ -92,8 +92,14 @@ class Deployment:
             psutil.wait_procs(left, 5)
         shutil.rmtree(self.ray_folder, ignore_errors=True)
         if raised[0] is not None:
-            for log in sorted(self.folder.glob("*.log")):
-                sys.stderr.write(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}\n")
+            sys.stderr.write(self.logged())
+
+    def logged(self) -> str:
+        """The ends of what all processes have said."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(
+            f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs
+        )
 
     def _mine(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
@@ -132,6 +138,11 @@ class Process:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def wait_for_ray(self) -> None:
+        """Return once ``ray start`` says that it is done."""
+        until(lambda: "Ray runtime started" in self.said or self.popen.poll() is not None)
+        assert self.popen.poll() is None, self.said
+
     def end(self) -> int:
         """Its exit status, once it has ended by itself."""
         return self.popen.wait(START_SECONDS)
@@ -157,15 +168,16 @@ class Cluster:
             *("--num-cpus=0", "--include-dashboard=false"),
             env=lasting | deployment.ray_environment,
         )
-        until(lambda: "Ray runtime started" in head.said)
+        head.wait_for_ray()
         assert is_well(port)
         for manager in managers[1:]:
-            deployment.start(
+            node = deployment.start(
                 *("ray", "start", f"--address=127.0.0.1:{port}", *common),
                 *(f"--node-manager-port={manager}", "--num-cpus=1"),
                 '--resources={"shard_server": 1}',
                 env=lasting | deployment.ray_environment,
             )
+            node.wait_for_ray()
 
     def supervise(self, shard_servers: int, *options: str) -> Process:
         return self.deployment.shoal(
@@ -180,7 +192,7 @@ class Cluster:
         return TopologyDocument(LocalObjectStore(self.data)).read()
 
     def wait_for(self, *servers: str) -> None:
-        until(lambda: self.topology().servers.keys() == set(servers))
+        until(lambda: self.topology().servers.keys() == set(servers), told=self.deployment.logged)
 
     def router(self) -> Router:
         http, health = free_ports(2)
@@ -213,10 +225,15 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
+def until(
+    condition: Callable[[], object],
+    seconds: float = START_SECONDS,
+    told: Callable[[], str] = str,
+) -> None:
+    """Return once ``condition`` holds; if it does not within that time, what is ``told`` is why."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.1)
 
 
@@ -401,8 +418,7 @@ def test_what_the_chart_starts_works_together(
         served = issue(trustme.CA(), tmp_path / "router-tls", pods.host)
         monkeypatch.setenv("SSL_CERT_FILE", str(served / AUTHORITY))
         for component in ("head", "shard"):
-            ray = pods.start_ray(component)
-            until(lambda: "Ray runtime started" in ray.said)  # noqa: B023
+            pods.start_ray(component).wait_for_ray()
         pods.start("supervisor")
         router = pods.start("router")
         for component in ("head", "supervisor", "shard", "router"):

@@ -13,6 +13,7 @@ import numpy as np
 from shard import usage
 from shard.errors import Corrupt
 from shard.index import coarse
+from shard.index.gpu import GpuLists
 from shard.model import Distance, Mask, Rows, Vectors
 
 _SAMPLE_PER_LIST = 40
@@ -101,6 +102,14 @@ class IvfPqIndex:
 
     def write(self, path: Path) -> None:
         faiss.write_index(self._index, str(path))
+
+    def on_gpu(self, vectors: Vectors) -> GpuLists | None:
+        """Its lists with the ``vectors`` (n, d) it was filled with; None where that has no room."""
+        return GpuLists.of(
+            vectors,
+            self._index.quantizer.reconstruct_n(0, self.lists)[:, : vectors.shape[1]],
+            inner_product=_distance_of(self._index).higher_is_nearer,
+        )
 
     @property
     def name(self) -> str:
