@@ -532,6 +532,20 @@ def test_no_refused_call_by_grpc_reaches_a_shard(
     assert not shards_asked
 
 
+@pytest.mark.parametrize("data", [b"\xff", b"\x00", b"\x80\x04K\x01."])
+def test_malformed_calls_by_grpc_are_refused_with_the_best_of_keys(
+    shoal: ShoalInProcess, shards_asked: list[str], data: bytes
+) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{shoal.grpc_port}") as channel:
+        for method, _, _ in calls():
+            call = channel.unary_unary(method, None, None)
+            with pytest.raises(grpc.RpcError) as raised:
+                call(data, timeout=20, metadata=(("api-key", ADMIN),))
+            code = cast(grpc.Call, raised.value).code()
+            assert code is grpc.StatusCode.INVALID_ARGUMENT, (method, raised.value)
+    assert not shards_asked
+
+
 def test_no_log_line_has_a_key_or_token(
     shoal: ShoalInProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
