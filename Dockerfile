@@ -7,6 +7,8 @@ ARG PYTHON=3.11-slim-bookworm
 FROM python:${PYTHON} AS build
 WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# The extra `otel`, which needs the others that it names.
+ENV TRACES=opentelemetry-exporter-otlp-proto-http
 COPY requirements.lock deploy/image/requirements deploy/image/requirements-gpu.lock ./
 RUN ./requirements requirements.lock hatchling > build.txt \
     && pip install --require-hashes --requirement build.txt
@@ -17,13 +19,13 @@ COPY router router
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels .
 
 FROM build AS build-cpu
-RUN ./requirements requirements.lock > run.txt \
+RUN ./requirements requirements.lock --with=${TRACES} > run.txt \
     && python -m venv --without-pip /opt/shoal \
     && pip --python /opt/shoal/bin/python install --require-hashes --requirement run.txt \
     && pip --python /opt/shoal/bin/python install --no-deps wheels/*.whl
 
 FROM build AS build-gpu
-RUN ./requirements requirements.lock --without=faiss-cpu > run.txt \
+RUN ./requirements requirements.lock --with=${TRACES} --without=faiss-cpu > run.txt \
     && python -m venv --without-pip /opt/shoal \
     && pip --python /opt/shoal/bin/python install --require-hashes --requirement run.txt \
         --requirement requirements-gpu.lock \

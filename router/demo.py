@@ -65,7 +65,7 @@ def run(data: Path, cache: Path) -> None:
 @contextmanager
 def _service(data: Path) -> Iterator[str]:
     command = ["serve", "--data", str(data), "--port", "0", "--grpc-port", "0"]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - of this program itself
         [sys.executable, "-m", "router.cli", *command, "--shards", str(SHARDS)],
         stdout=subprocess.PIPE,
         text=True,

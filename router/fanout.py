@@ -83,10 +83,14 @@ class Fanout:
     """
 
     def __init__(
-        self, topology: TopologyWatcher, credentials: grpc.ChannelCredentials | None = None
+        self,
+        topology: TopologyWatcher,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
     ) -> None:
+        """``credentials`` answers those for shard servers; others mean other connections."""
         self._topology = topology
         self._credentials = credentials
+        self._clients_with: grpc.ChannelCredentials | None = None
         self._clients: dict[str, ShardClient] = {}
         self._clients_of: Topology | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -373,15 +377,22 @@ class Fanout:
         return await request.ask(shards)
 
     def _client(self, topology: Topology, address: str) -> ShardClient:
+        credentials = None if self._credentials is None else self._credentials()
+        if credentials is not self._clients_with:
+            self._clients_with = credentials
+            self._leave(self._clients.keys())
         if topology is not self._clients_of:
             self._clients_of = topology
-            for gone in self._clients.keys() - topology.servers.values():
-                closing = asyncio.create_task(self._clients.pop(gone).close(CLOSE_SECONDS))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+            self._leave(self._clients.keys() - topology.servers.values())
         if address not in self._clients:
-            self._clients[address] = ShardClient(address, self._credentials)
+            self._clients[address] = ShardClient(address, credentials)
         return self._clients[address]
+
+    def _leave(self, addresses: Iterable[str]) -> None:
+        for gone in list(addresses):
+            closing = asyncio.create_task(self._clients.pop(gone).close(CLOSE_SECONDS))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
 
 class _Request(Generic[T]):
@@ -452,7 +463,7 @@ class _Request(Generic[T]):
     async def _pause(self, topology: Topology, attempt: int, error: Exception) -> None:
         """Wait for a new topology, or a while. Raises Unavailable where no time is left for it."""
         first, longest = RETRY_SECONDS
-        delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))
+        delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))  # noqa: S311 - a pause
         if delay >= self._left:
             raise Unavailable(
                 f"collection `{self._collection.name}` could not answer "

@@ -7,9 +7,10 @@ import gc
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import uvicorn
@@ -24,7 +25,7 @@ from router.security.settings import Security
 from shard import tracing
 from shard.errors import Unavailable
 from shard.objects import ObjectStore
-from shard.rpc.tls import channel_credentials, read
+from shard.rpc.tls import Renewed, channel_credentials, serving_credentials
 from shard.scheduling import ask_for_short_slices
 
 DRAIN_SECONDS = 8
@@ -74,6 +75,7 @@ async def routing(
             ssl_keyfile=security.tls_key,
             ssl_ca_certs=security.tls_client_ca,
             ssl_cert_reqs=ssl.CERT_NONE if security.tls_client_ca is None else ssl.CERT_REQUIRED,
+            ssl_context_factory=None if security.tls_cert is None else _renewed_context,
         )
     )
     ask_for_short_slices()
@@ -102,12 +104,21 @@ async def routing(
 def _grpc_credentials(security: Security) -> grpc.ServerCredentials | None:
     if security.tls_cert is None or security.tls_key is None:
         return None
-    authority = None if security.tls_client_ca is None else read(Path(security.tls_client_ca))
-    return grpc.ssl_server_credentials(
-        [(read(Path(security.tls_key)), read(Path(security.tls_cert)))],
-        authority,
-        require_client_auth=authority is not None,
-    )
+    authority = None if security.tls_client_ca is None else Path(security.tls_client_ca)
+    return serving_credentials(Path(security.tls_cert), Path(security.tls_key), authority)
+
+
+def _renewed_context(config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """A context that takes each new connection to that of the files as they are by then."""
+    named = (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs)
+    current = Renewed([Path(name) for name in named if name is not None], make)
+
+    def take(connection: Any, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = current()
+
+    first = make()
+    first.sni_callback = take  # It is called for those who name no host too.
+    return first
 
 
 class _HttpServer(uvicorn.Server):

@@ -5,12 +5,27 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Hashable
+from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import psutil
+
 _ENTRY_BYTES = 400
 """What an entry takes besides its value."""
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Of control groups, in their second version and in their first."""
+
+
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that there are for this process: the machine's, or what its container is held to."""
+    there = psutil.virtual_memory().total
+    for name in _LIMITS:
+        with suppress(OSError, ValueError):  # Such as "max".
+            there = min(there, int((cgroup / name).read_text()))
+    return there
 
 
 class Cache:
@@ -22,6 +37,9 @@ class Cache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.hits = self.misses = 0
+        self.evictions = 0
+        """Entries that had to make room for others."""
         self._entries: OrderedDict[tuple[int, Hashable], tuple[Any, int]] = OrderedDict()
         self._keys: defaultdict[int, set[Hashable]] = defaultdict(set)
         self._numbers = count()
@@ -39,7 +57,9 @@ class Cache:
         with self._lock:
             entry = self._entries.get((owner, key))
             if entry is None:
+                self.misses += 1
                 return default
+            self.hits += 1
             self._entries.move_to_end((owner, key))
             return entry[0]
 
@@ -57,6 +77,7 @@ class Cache:
             self.bytes += size
             while self.bytes > self.max_bytes:
                 self._forget(next(iter(self._entries)))
+                self.evictions += 1
 
     def _forget(self, entry: tuple[int, Hashable]) -> None:
         _, size = self._entries.pop(entry, (None, 0))

@@ -8,17 +8,17 @@ from sys import getsizeof
 from typing import Protocol
 
 import numpy as np
-import psutil
 
 from shard import usage
-from shard.cache import Cache
+from shard.cache import Cache, memory
 from shard.fields import Column, Field, ObjectColumn, read
 from shard.filter import Matcher, matcher
 from shard.model import Keys, Mask, Rows
 from shard.predicates import OfTexts, Predicate
 from shard.slices import slices_of
 
-_CACHE = Cache(psutil.virtual_memory().total // 16)
+CACHE = Cache(memory() // 16)
+"""Columns of fields and masks of filters, of all that this process hosts."""
 _LARGEST_COLUMN = 1 / 8
 """As a share of the cache. Where a field would take more, payloads are looked at."""
 _PAYLOADS = 1_024
@@ -41,7 +41,7 @@ class Matching:
     """What is known of one set of rows. Methods may be called from any thread; of two that need
     the same, both work it out, and neither waits."""
 
-    def __init__(self, cache: Cache = _CACHE) -> None:
+    def __init__(self, cache: Cache = CACHE) -> None:
         self._cache = cache
         self._number = cache.number(self)
 

@@ -18,3 +18,10 @@ def issue(authority: trustme.CA, directory: Path, *names: str) -> Path:
         blob.write_to_path(directory / CERTIFICATE, append=True)
     authority.cert_pem.write_to_path(directory / AUTHORITY)
     return directory
+
+
+def renew(authority: trustme.CA, directory: Path, *names: str) -> None:
+    """Puts others in the place of what `issue` has put there."""
+    for file in issue(authority, directory.with_name(f"{directory.name}-new"), *names).iterdir():
+        file.replace(directory / file.name)
+    directory.with_name(f"{directory.name}-new").rmdir()

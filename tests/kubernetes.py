@@ -16,6 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 import helm_python
@@ -45,6 +46,7 @@ VERSIONS = ("1.30", "1.37")
 """Of Kubernetes: the chart's oldest, and the newest that is known here."""
 RUNS_ON = {"Deployment", "RayCluster"}
 _COMPONENT = "app.kubernetes.io/component"
+_OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _PROBES = ("grpc", "httpGet", "tcpSocket")
 _SECRET = re.compile("SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL")
 _POD_SELECTORS = ("podSelector", "labelSelector", "selector")
@@ -117,6 +119,7 @@ def render(values: dict[str, Any], *, release: str = "shoal") -> Rendered:
         values["objectStore"].get("existingSecret"),
         values["auth"].get("existingSecret"),
         values.get("clusterTLS", {}).get("existingSecret"),
+        values.get("routerTLS", {}).get("existingSecret"),
         values.get("head", {}).get("redis", {}).get("existingSecret"),
         values.get("ingress", {}).get("tls", {}).get("secretName"),
         values.get("serviceAccount", {}).get("name"),
@@ -475,6 +478,80 @@ def _applies(policy: Object, pod: PodTemplate) -> bool:
     return _matches(policy["spec"]["podSelector"]["matchLabels"], pod.labels)
 
 
+def traces_arrive(rendered: Rendered) -> Iterator[str]:
+    """Of all that has part in a request, or of nothing."""
+    serving = [pod for pod in rendered.pods() if pod.component in ("router", "shard")]
+    endpoints = [
+        next(
+            (one["value"] for one in pod.containers()[0].get("env", []) if one["name"] == _OTLP), ""
+        )
+        for pod in serving
+    ]
+    if len(set(endpoints)) > 1:
+        yield f"traces go different ways: {endpoints}"
+    for pod, endpoint in zip(serving, endpoints, strict=True):
+        rules = [
+            rule
+            for one in rendered.of("NetworkPolicy")
+            if _applies(one, pod)
+            for rule in one["spec"].get("egress", [])
+        ]
+        ports = [one["port"] for rule in rules if "to" not in rule for one in rule["ports"]]
+        if endpoint and rules and urlsplit(endpoint).port not in ports:
+            yield f"{pod.owner}: its traces do not pass"
+
+
+def routers_ask_for_a_key_or_say_that_they_do_not(rendered: Rendered) -> Iterator[str]:
+    router = next(pod.containers()[0] for pod in rendered.pods() if pod.owner.endswith("-router"))
+    from_secret = {
+        one["name"]: one["valueFrom"]["secretKeyRef"]
+        for one in router.get("env", [])
+        if "secretKeyRef" in one.get("valueFrom", {})
+    }
+    key = from_secret.get("SHOAL_API_KEY")
+    if ("--allow-anonymous" in router["command"]) == (key is not None):
+        yield "the routers neither ask for a key nor say so, or both"
+    if key is not None and key.get("optional"):
+        yield "the routers' key may be missing"
+    if "SHOAL_ALT_API_KEY" in from_secret and not from_secret["SHOAL_ALT_API_KEY"]["optional"]:
+        yield "the routers want a second key"
+
+
+def clients_and_routers_agree_on_tls(rendered: Rendered) -> Iterator[str]:
+    routers = [pod for pod in rendered.pods() if pod.owner.endswith("-router")]
+    tls = any("--tls-cert=" in one for one in routers[0].containers()[0]["command"])
+    scheme = "https" if tls else "http"
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = routers[0].containers()[0].get(kind, {})
+        if tls and "httpGet" not in probe:
+            yield f"{routers[0].owner}: Kubernetes cannot ask by TLS: {kind}"
+        if "httpGet" in probe and probe["httpGet"].get("scheme", "HTTP") != scheme.upper():
+            yield f"{routers[0].owner}: {kind} speaks another scheme"
+    for service in rendered.of("Service"):
+        wanted = {"https"} if tls else {"http", "kubernetes.io/h2c"}
+        if {port["appProtocol"] for port in service["spec"]["ports"]} != wanted:
+            yield f"{title(service)} is said to speak something else"
+    for monitor in rendered.of("ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            if endpoint.get("scheme", "http") != scheme or tls != ("tlsConfig" in endpoint):
+                yield f"{title(monitor)} speaks another scheme"
+    for pod in rendered.pods():
+        for container in pod.containers() if pod.component == "client" else ():
+            name = f"{pod.owner}, {container['name']}"
+            urls = re.findall(
+                r"\bhttps?(?=://[a-z][a-z0-9-]*:6333)", " ".join(container["command"])
+            )
+            if set(urls) != {scheme}:
+                yield f"{name} speaks another scheme"
+            trusted = {one["name"]: one.get("value") for one in container.get("env", [])}
+            if tls != ("SSL_CERT_FILE" in trusted):
+                yield f"{name} does not know the routers"
+        for volume in pod.spec.get("volumes", []):
+            whole = "secret" in volume and "items" not in volume["secret"]
+            if pod.component == "client" and whole:
+                yield f"{pod.owner} is given the routers' key"
+
+
 def queries_are_promql(rendered: Rendered) -> Iterator[str]:
     queries = [
         (title(one), rule["expr"])
@@ -509,6 +586,9 @@ CHECKS: Sequence[Callable[[Rendered], Iterator[str]]] = (
     commands_are_shoals,
     ray_outlives_its_head,
     policies_let_through_what_must,
+    traces_arrive,
+    routers_ask_for_a_key_or_say_that_they_do_not,
+    clients_and_routers_agree_on_tls,
     queries_are_promql,
 )
 

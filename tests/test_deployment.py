@@ -40,7 +40,7 @@ from cluster.settings import ENVIRONMENT
 from cluster.topology import Topology, TopologyDocument
 from scripts.bench.s3 import S3Server
 from shard.objects.local import LocalObjectStore
-from shard.rpc.tls import NAME
+from shard.rpc.tls import AUTHORITY, NAME
 from tests.certificates import issue
 from tests.kubernetes import CHART, GROUP, Rendered, render
 
@@ -386,7 +386,9 @@ def test_what_cannot_be_supervised_is_told_in_one_line(tmp_path: Path) -> None:
         assert "--ray-address" in missing.said
 
 
-def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Path) -> None:
+def test_what_the_chart_starts_works_together(
+    seaweedfs: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its containers' commands, variables and probes, in one place and on ports that are free."""
     data = f"s3://{seaweedfs.bucket}/chart-{secrets.token_hex(4)}"
     source = f"s3://{seaweedfs.bucket}/source-{secrets.token_hex(4)}"
@@ -400,6 +402,7 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
             },
             "router": {"auditLog": True},
             "clusterTLS": {"enabled": True, "existingSecret": "certificate"},
+            "routerTLS": {"enabled": True, "existingSecret": "other-certificate"},
             "shards": {"groups": [GROUP]},
             "ingest": [{"name": "load", "source": f"{source}/", "collection": "loaded"}],
         }
@@ -412,6 +415,8 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         }
         pods = Pods(rendered, deployment, found)
         issue(trustme.CA(), tmp_path / "cluster-tls", NAME)
+        served = issue(trustme.CA(), tmp_path / "router-tls", pods.host)
+        monkeypatch.setenv("SSL_CERT_FILE", str(served / AUTHORITY))
         for component in ("head", "shard"):
             pods.start_ray(component).wait_for_ray()
         pods.start("supervisor")
@@ -424,7 +429,7 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         assert tested.end() == 0
         assert "SERVING" in tested.said
 
-        url = f"http://{pods.host}:{pods.ports['6333']}"
+        url = f"https://{pods.host}:{pods.ports['6333']}"
         assert httpx.get(f"{url}/collections").status_code == 401
         client = ask(url)
         create(client, "loaded")
@@ -440,7 +445,8 @@ def test_what_the_chart_starts_works_together(seaweedfs: S3Server, tmp_path: Pat
         )
         named = re.findall(r"\bshoal_\w+", (CHART / "files" / "dashboard.json").read_text())
         named += re.findall(r"\bshoal_\w+", (CHART / "templates" / "monitoring.yaml").read_text())
-        assert set(named) <= set(re.findall(r"^\w+", metrics.text, re.MULTILINE))
+        # Some have no samples yet.
+        assert set(named) <= set(re.findall(r"^(?:# HELP )?(\w+)", metrics.text, re.MULTILINE))
         assert "shoal_shard_servers 1.0" in metrics.text
 
         assert router.stop() == 0
@@ -565,7 +571,8 @@ class Pods:
         asked = probe.get("httpGet") or probe["tcpSocket"]
         port = self.ports[str(known[asked["port"]])]
         if "path" in asked:
-            return answers(f"http://{self.host}:{port}{asked['path']}")
+            scheme = asked.get("scheme", "HTTP").lower()
+            return answers(f"{scheme}://{self.host}:{port}{asked['path']}")
         with contextlib.suppress(OSError), socket.create_connection((self.host, int(port)), 5):
             return True
         return False
@@ -573,19 +580,22 @@ class Pods:
     def _here(self, word: str) -> str:
         word = re.sub(r"\b\d+\b", lambda found: self.ports.get(found[0], found[0]), word)
         word = word.replace("shoal-head-svc", self.host).replace("//shoal:", f"//{self.host}:")
-        for folder in ("scratch", "cluster-tls"):
+        for folder in ("scratch", "cluster-tls", "router-tls"):
             word = word.replace(f"=/{folder}", f"={self._deployment.folder / folder}")
         return self.host if word == "shoal" else word
 
     def _environment(self, container: dict[str, Any]) -> dict[str, str]:
-        return {
-            one["name"]: one["value"]
-            if "value" in one
-            else self._secrets[one["valueFrom"]["secretKeyRef"]["name"]][
-                one["valueFrom"]["secretKeyRef"]["key"]
-            ]
-            for one in container.get("env", [])
-        }
+        found = {}
+        for one in container.get("env", []):
+            if "value" in one:
+                folder = str(self._deployment.folder / "router-tls")
+                found[one["name"]] = one["value"].replace("/router-tls", folder)
+                continue
+            reference = one["valueFrom"]["secretKeyRef"]
+            secret = self._secrets[reference["name"]]
+            if not (reference.get("optional") and reference["key"] not in secret):
+                found[one["name"]] = secret[reference["key"]]
+        return found
 
 
 def ask(url: str) -> QdrantClient:

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import orjson
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
 from shard import fields, memtable
-from shard.cache import Cache
+from shard.cache import Cache, memory
 from shard.filter import Filter, matcher
 from shard.matching import Matching
 from shard.memtable import Memtable
@@ -301,6 +302,22 @@ def test_what_was_used_last_is_remembered_longest() -> None:
     assert [key for key in range(10) if cache.get(owner, key)] == [0, 4, 5, 6, 7, 8, 9][-7:]
     cache.put(owner, 9, "again", 500)
     assert cache.get(owner, 9) == "again"
+    assert (cache.hits, cache.misses, cache.evictions) == (1 + 7 + 1, 3, 3)
+
+
+def test_a_container_has_the_memory_that_it_is_held_to(tmp_path: Path) -> None:
+    there = psutil.virtual_memory().total
+    assert memory(tmp_path) == there
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory(tmp_path) == there
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    assert memory(tmp_path) == 2**30
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory(tmp_path) == there
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("536870912\n")
+    assert memory(tmp_path) == 2**29
 
 
 def test_what_is_known_of_rows_goes_with_them() -> None:

@@ -15,6 +15,7 @@ from shard.errors import InvalidInput
 from tests.shoal_process import ShoalProcess
 
 KEY = "a-key-of-the-service-that-nobody-guesses"
+ALT = "a-key-that-clients-go-over-to-one-by-one"
 READER = "a-key-for-readers"
 
 
@@ -23,12 +24,12 @@ def test_keys_are_told_to_every_router_and_to_nobody_else(tmp_path: Path) -> Non
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
     options = ("--shard-servers", "1", "--routers", "2", "--api-key-file", str(file))
-    environment = {"SHOAL_READ_ONLY_API_KEY": READER}
+    environment = {"SHOAL_READ_ONLY_API_KEY": READER, "SHOAL_ALT_API_KEY": ALT}
     with ShoalProcess(tmp_path / "data", *options, env=environment) as shoal:
         for _ in range(20):  # Each a connection of its own, to one of the routers.
             assert httpx.get(f"{shoal.url}/readyz").status_code == 200
             assert httpx.get(f"{shoal.url}/collections").status_code == 401
-            for key in (KEY, READER):
+            for key in (KEY, ALT, READER):
                 headers = {"api-key": key}
                 assert httpx.get(f"{shoal.url}/collections", headers=headers).status_code == 200
             params = {"vectors": {"size": 4, "distance": "Dot"}}
@@ -36,9 +37,9 @@ def test_keys_are_told_to_every_router_and_to_nobody_else(tmp_path: Path) -> Non
             created = httpx.put(f"{shoal.url}/collections/c", json=params, headers=headers)
             assert created.status_code == 403
         for pid, command in shoal.processes().items():
-            assert KEY not in command and READER not in command
+            assert not [key for key in (KEY, ALT, READER) if key in command]
             if pid != shoal.pid:
-                assert READER not in psutil.Process(pid).environ().values()
+                assert not {ALT, READER} & set(psutil.Process(pid).environ().values())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
@@ -67,6 +68,13 @@ def test_what_is_safe_may_start() -> None:
     for key in (None, "short"):
         with pytest.raises(InvalidInput, match="--jwt-rbac"):
             Security(api_key=key, jwt_rbac=True).check("127.0.0.1", allow_anonymous=True)
+    both = Security(api_key=KEY, alt_api_key=ALT, jwt_rbac=True)
+    assert both.check("0.0.0.0", allow_anonymous=False).has_keys
+    with pytest.raises(InvalidInput, match="an --alt-api-key of 32 bytes"):
+        short = Security(api_key=KEY, alt_api_key="short", jwt_rbac=True)
+        short.check("127.0.0.1", allow_anonymous=False)
+    with pytest.raises(InvalidInput, match="--alt-api-key: expected an --api-key too"):
+        Security(alt_api_key=ALT).check("127.0.0.1", allow_anonymous=False)
 
 
 def test_keys_are_read(tmp_path: Path) -> None:

@@ -39,9 +39,17 @@ VALUES: dict[str, dict[str, Any]] = {
     "keys": {"objectStore": {**STORE, "existingSecret": "keys", "region": "eu-central-1"}},
     "endpoint": {"objectStore": {**STORE, "endpoint": "http://minio:9000"}},
     "anonymous": {"auth": {"allowAnonymous": True}},
+    "traces": {"tracing": {"endpoint": "http://collector.monitoring:4318"}},
+    "slow-queries": {"router": {"slowQueryMs": 500}},
     "tokens": {"auth": {"existingSecret": "keys", "jwt": True}},
     "cluster-tls": {"clusterTLS": {"enabled": True, "existingSecret": "cluster"}},
     "cluster-certificate": {"clusterTLS": {"enabled": True, "issuer": {"name": "ca"}}},
+    "router-tls": {"routerTLS": {"enabled": True, "existingSecret": "router"}},
+    "router-certificate": {
+        "routerTLS": {"enabled": True, "issuer": {"name": "ca", "kind": "ClusterIssuer"}},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+        "ingest": [{"name": "once", "source": "s3://b/a/", "collection": "c"}],
+    },
     "audit": {"router": {"auditLog": True, "allowLocations": ["s3://a/b", "s3://c"]}},
     "own-image": {"image": {"repository": "registry:5000/shoal", "pullSecrets": [{"name": "x"}]}},
     "own-account": {"serviceAccount": {"create": False, "name": "shared"}},
@@ -136,8 +144,11 @@ def test_helm_lint_has_nothing_to_say(name: str) -> None:
         ({"gateway": {"enabled": True}}, "gateway.parentRefs: expected a Gateway"),
         ({"ingest": [{"name": "x", "source": "/data", "collection": "c"}]}, "/ingest/0/source"),
         ({"logLevel": "loud"}, "/logLevel"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "/tracing/endpoint"),
+        ({"router": {"slowQueryMs": -1}}, "/router/slowQueryMs"),
         ({"auth": {}}, "auth: expected an existingSecret, or allowAnonymous"),
         ({"clusterTLS": {"enabled": True}}, "clusterTLS: expected an existingSecret, or an issuer"),
+        ({"routerTLS": {"enabled": True}}, "routerTLS: expected an existingSecret, or an issuer"),
         ({"router": {"allowLocations": ["/etc"]}}, "/router/allowLocations/0"),
     ],
 )
@@ -182,7 +193,9 @@ FULL = {
     **VALUES["redis"],
     "objectStore": {**STORE, "existingSecret": "store"},
     "clusterTLS": {"enabled": True, "issuer": {"name": "ca"}},
+    "routerTLS": {"enabled": True, "issuer": {"name": "ca"}},
     "gateway": {"enabled": True, "parentRefs": [{"name": "main"}]},
+    **VALUES["traces"],
 }
 
 
@@ -350,6 +363,46 @@ BREAKS: dict[str, Break] = {
     "an end with the head": lambda r: variable(
         r, "shard", "RAY_gcs_rpc_server_reconnect_timeout_s"
     ).update(value="60"),
+    "traces of routers alone": lambda r: container(r, "shard")["env"].remove(
+        variable(r, "shard", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    ),
+    "traces that do not get out": lambda r: [
+        rule["ports"].clear()
+        for rule in policy(r, "router")["spec"]["egress"]
+        if {"protocol": "TCP", "port": 4318} in rule["ports"]
+    ],
+    "a probe in the clear": lambda r: container(r, "router")["livenessProbe"]["httpGet"].pop(
+        "scheme"
+    ),
+    "a probe that speaks no TLS": lambda r: container(r, "router").update(
+        readinessProbe={"grpc": {"port": 6334}}
+    ),
+    "a service in the clear": lambda r: find(r, "Service")["spec"]["ports"][0].update(
+        appProtocol="http"
+    ),
+    "metrics in the clear": lambda r: find(r, "ServiceMonitor")["spec"]["endpoints"][0].pop(
+        "scheme"
+    ),
+    "a client in the clear": lambda r: replace(
+        container(r, "client"), "command", "https:", "http:"
+    ),
+    "a client that knows nobody": lambda r: container(r, "client")["env"].remove(
+        variable(r, "client", "SSL_CERT_FILE")
+    ),
+    "a client with the key": lambda r: spec(r, "client")["volumes"][-1]["secret"].pop("items"),
+    "a certificate of routers less": lambda r: r.objects.remove(
+        find(r, "Certificate", "shoal-router")
+    ),
+    "no key": lambda r: container(r, "router")["env"].remove(
+        variable(r, "router", "SHOAL_API_KEY")
+    ),
+    "everybody let in": lambda r: container(r, "router")["command"].append("--allow-anonymous"),
+    "a key that may be missing": lambda r: variable(r, "router", "SHOAL_API_KEY")["valueFrom"][
+        "secretKeyRef"
+    ].update(optional=True),
+    "a second key that is wanted": lambda r: variable(r, "router", "SHOAL_ALT_API_KEY")[
+        "valueFrom"
+    ]["secretKeyRef"].update(optional=False),
     "shards for everybody": lambda r: policy(r, "shard")["spec"]["ingress"].append({}),
 }
 

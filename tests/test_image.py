@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -73,12 +74,57 @@ def test_the_compose_file_is_one() -> None:
 
 
 def test_the_image_has_what_shoal_needs_and_nothing_to_build_or_test_with() -> None:
-    lock = requirements()
+    (traces,) = re.findall(r"^ENV TRACES=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert DOCKERFILE.count("./requirements requirements.lock --with=${TRACES}") == 2
+    lock = requirements(f"--with={traces}")
     there = names_in(lock)
-    assert needed_by("shoal") <= there
+    assert needed_by("shoal[otel]") | {"opentelemetry-sdk", traces} <= there
     assert not there & {"pytest", "moto", "mypy", "qdrant-client", "hatchling", "pip", "setuptools"}
     blocks = re.split("^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]
     assert all("==" in block and "--hash=sha256:" in block for block in blocks)
+
+
+LOCKS = (ROOT / "requirements.lock", IMAGE / "requirements-gpu.lock")
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_everything_is_pinned_and_hashed(lock: Path) -> None:
+    wanted = re.compile(
+        r"[a-z0-9][a-z0-9-]*(\[[a-z0-9,-]+\])?==\S+( ; .+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    )
+    lines = lock.read_text().splitlines(keepends=True)
+    text = "".join(line for line in lines if not re.match(" *#|$", line))
+    blocks = re.split("^(?=[^ ])", text, flags=re.MULTILINE)[1:]
+    assert blocks
+    assert [block for block in blocks if not wanted.fullmatch(block)] == []
+
+
+def test_all_that_is_asked_for_is_locked_at_a_version_that_will_do() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for extra in project["project"]["optional-dependencies"].values():
+        asked += extra
+    versions: dict[str, set[str]] = {}
+    for lock in LOCKS:
+        for name, locked in re.findall(
+            r"^([a-z0-9-]+)[^=\n]*==(\S+)", lock.read_text(), re.MULTILINE
+        ):
+            versions.setdefault(name, set()).add(locked)
+    for one in map(Requirement, asked):
+        found = versions.get(canonicalize_name(one.name), set())
+        assert found, one
+        assert all(one.specifier.contains(each) for each in found), one
+
+
+def test_what_is_installed_from_elsewhere_is_checked_by_its_hash() -> None:
+    joined = DOCKERFILE.replace("\\\n", " ")
+    installs = re.findall(r"\bpip [^&\n]*\binstall [^&\n]*", joined)
+    bootstrap = (ROOT / "scripts" / "bootstrap").read_text()
+    installs += re.findall("^install .*", bootstrap, re.MULTILINE)
+    assert len(installs) == 7
+    for one in installs:
+        # The latter is of what has been built of this repository.
+        assert "--require-hashes" in one or "--no-deps" in one, one
 
 
 def test_where_pythons_differ_all_their_versions_are_there() -> None:

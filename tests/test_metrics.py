@@ -122,6 +122,7 @@ def test_an_alias_counts_as_its_collection_and_a_deleted_one_is_forgotten(
 
 def test_shard_servers_tell_what_they_hold_and_have_done(http: httpx.Client) -> None:
     create(http, "songs")
+    before = scrape(http)
     for _ in range(2):
         asked = QUERY | {"filter": FILTER}
         http.post("/collections/songs/points/query", json=asked).raise_for_status()
@@ -143,6 +144,15 @@ def test_shard_servers_tell_what_they_hold_and_have_done(http: httpx.Client) -> 
     assert total(samples, "shoal_shard_server_call_seconds_count", **calls) == 4
     for stage in ("queue", "filter", "scan", "rerank", "merge", "payload"):
         assert total(samples, "shoal_shard_server_stage_seconds_count", stage=stage) >= 4, stage
+    # The cache is the whole process's, here that of all shard servers.
+    assert total(samples, "shoal_shard_server_cache_bytes", server="server-0") > 0
+    limit = total(samples, "shoal_shard_server_cache_limit_bytes", server="server-0")
+    assert total(samples, "shoal_shard_server_cache_bytes", server="server-0") < limit
+    for what in ("hits", "misses"):
+        name = f"shoal_shard_server_cache_{what}_total"
+        since = total(samples, name, server="server-0") - total(before, name, server="server-0")
+        assert since >= 3, what
+    assert "shoal_shard_server_cache_evictions_total" in samples
     # A filter was worked out once a shard, and remembered; then its 50 points were compared.
     assert total(samples, "shoal_usage_filters_total", collection="songs") == 6
     assert total(samples, "shoal_usage_filters_made_total", collection="songs") == 3

@@ -274,7 +274,7 @@ async def wait_until_answering(context: Context, collection: Collection, timeout
                 return
         except (NotFound, Unavailable, TimeoutError):
             pass
-        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - a pause
         pause = min(2 * pause, 0.5)
     raise TimeoutError(
         f"collection `{collection.name}` is created, "

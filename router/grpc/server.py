@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import orjson
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode, aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from starlette.types import ASGIApp
@@ -24,7 +24,7 @@ from router.grpc.operations import OPERATIONS, query_string
 from router.grpc.to_rest import to_rest
 from shard.errors import InvalidInput
 
-Context: TypeAlias = aio.ServicerContext[Message, Message]
+Context: TypeAlias = aio.ServicerContext[bytes, Message]
 
 MAX_DETAILS_BYTES = 1_500
 """Of UTF-8; percent-encoded they are up to three times as many, of the 8 KiB that clients take."""
@@ -121,7 +121,13 @@ def _handler(app: ASGIApp, method: MethodDescriptor) -> Any:
     answer = protocol.message(method.output_type.name)
     has_body = operation.method not in ("GET", "DELETE")
 
-    async def handle(call: Message, context: Context) -> Message:
+    async def handle(data: bytes, context: Context) -> Message:
+        try:
+            call = request.FromString(data)
+        except DecodeError:  # By gRPC itself it would be the server's own failure.
+            await _abort(
+                context, StatusCode.INVALID_ARGUMENT, f"expected a {request.DESCRIPTOR.name}"
+            )
         try:
             path = operation.path(call)
             query = query_string(call)
@@ -148,7 +154,6 @@ def _handler(app: ASGIApp, method: MethodDescriptor) -> Any:
 
     return grpc.unary_unary_rpc_method_handler(
         handle,
-        request_deserializer=request.FromString,
         response_serializer=answer.SerializeToString,
     )
 

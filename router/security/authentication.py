@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jwt
 import msgspec
@@ -24,6 +24,7 @@ LEEWAY_SECONDS = 30
 KEPT_TOKENS = 1_024
 _ALGORITHM = "HS256"
 _MANAGER = Access(Level.MANAGE, holder="api key")
+_ALT_MANAGER = Access(Level.MANAGE, holder="alt api key")
 _READER = Access(Level.READ, holder="read-only api key")
 _LEVELS = {"r": Level.READ, "prw": Level.POINTS, "rw": Level.WRITE, "m": Level.MANAGE}
 
@@ -72,14 +73,18 @@ class Authenticator:
     """
 
     def __init__(self, security: Security, holds: Callable[[ValueExists], Awaitable[bool]]) -> None:
-        self._admin = _encoded(security.api_key)
-        self._reader = _encoded(security.read_only_api_key)
+        keys = (
+            (security.api_key, _MANAGER),
+            (security.alt_api_key, _ALT_MANAGER),
+            (security.read_only_api_key, _READER),
+        )
+        self._keys = [(key.encode(), access) for key, access in keys if key is not None]
         self._holds = holds
-        secret = security.api_key
+        secrets = [key for key in (security.api_key, security.alt_api_key) if key is not None]
         self._token: Callable[[bytes], _Token] | None = None
-        if security.jwt_rbac and secret is not None:
+        if security.jwt_rbac and secrets:
             # Those that are good are remembered: to check one takes longer than a small search.
-            self._token = lru_cache(KEPT_TOKENS)(lambda token: _decode(token, secret))
+            self._token = lru_cache(KEPT_TOKENS)(lambda token: _decode(token, secrets))
 
     async def access(self, headers: Headers) -> Access:
         """Raises Unauthorized, Forbidden, and what ``holds`` does."""
@@ -87,12 +92,9 @@ class Authenticator:
         if given is None:
             raise Unauthorized("Must provide an API key or an Authorization bearer token")
         # All are compared, and each in a time that does not tell how far they are alike.
-        is_admin = self._admin is not None and hmac.compare_digest(self._admin, given)
-        is_reader = self._reader is not None and hmac.compare_digest(self._reader, given)
-        if is_admin:
-            return _MANAGER
-        if is_reader:
-            return _READER
+        holders = [access for key, access in self._keys if hmac.compare_digest(key, given)]
+        if holders:
+            return holders[0]
         if self._token is None:
             raise Unauthorized("Invalid API key or JWT")
         token = self._token(given)
@@ -108,10 +110,6 @@ class Authenticator:
         return token.access
 
 
-def _encoded(key: str | None) -> bytes | None:
-    return None if key is None else key.encode()
-
-
 def _given(headers: Headers) -> bytes | None:
     """The key or token of a request: ``api-key`` comes before ``authorization``, as in Qdrant."""
     bearer = None
@@ -123,16 +121,10 @@ def _given(headers: Headers) -> bytes | None:
     return bearer
 
 
-def _decode(token: bytes, secret: str) -> _Token:
-    """A token that is signed with ``secret``. Raises Unauthorized, Forbidden."""
+def _decode(token: bytes, secrets: Sequence[str]) -> _Token:
+    """A token that is signed with one of ``secrets``. Raises Unauthorized, Forbidden."""
     try:
-        given = jwt.decode(
-            token,
-            secret,
-            algorithms=[_ALGORITHM],
-            leeway=LEEWAY_SECONDS,
-            options={"verify_aud": False, "verify_iss": False},
-        )
+        given = _verified(token, secrets)
     except jwt.ExpiredSignatureError:
         raise Forbidden("the token has expired") from None
     except jwt.InvalidSignatureError:
@@ -150,6 +142,23 @@ def _decode(token: bytes, secret: str) -> _Token:
         float("inf") if claims.exp is None else claims.exp + LEEWAY_SECONDS,
         claims.value_exists,
     )
+
+
+def _verified(token: bytes, secrets: Sequence[str]) -> dict[str, Any]:
+    """Raises what `jwt.decode` does."""
+    first, *others = secrets
+    try:
+        return jwt.decode(
+            token,
+            first,
+            algorithms=[_ALGORITHM],
+            leeway=LEEWAY_SECONDS,
+            options={"verify_aud": False, "verify_iss": False},
+        )
+    except jwt.InvalidSignatureError:
+        if others:
+            return _verified(token, others)
+        raise
 
 
 def _access(claims: _Claims) -> Access:

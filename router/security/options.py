@@ -21,8 +21,10 @@ _KEY = (
 )
 _OPTIONS = (
     *_KEY,
+    click.option("--alt-api-key", help="Key as good as that one, to go over from one to another."),
+    click.option("--alt-api-key-file", type=_FILE, help="File that has that key."),
     click.option("--read-only-api-key", help="Key for those who may only read."),
-    click.option("--read-only-api-key-file", type=_FILE, help="File that has that key."),
+    click.option("--read-only-api-key-file", type=_FILE, help="File that has it."),
     click.option(
         "--jwt-rbac", is_flag=True, help="Take tokens (JWT) too, signed with the API key."
     ),
@@ -67,6 +69,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         host: str,
         api_key: str | None,
         api_key_file: Path | None,
+        alt_api_key: str | None,
+        alt_api_key_file: Path | None,
         read_only_api_key: str | None,
         read_only_api_key_file: Path | None,
         jwt_rbac: bool,
@@ -80,11 +84,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         # What this process starts does not inherit them.
-        for variable in ("SHOAL_API_KEY", "SHOAL_READ_ONLY_API_KEY"):
+        for variable in ("SHOAL_API_KEY", "SHOAL_ALT_API_KEY", "SHOAL_READ_ONLY_API_KEY"):
             os.environ.pop(variable, None)
         try:
             security = Security(
                 api_key=read_key(api_key, api_key_file, "--api-key"),
+                alt_api_key=read_key(alt_api_key, alt_api_key_file, "--alt-api-key"),
                 read_only_api_key=read_key(
                     read_only_api_key, read_only_api_key_file, "--read-only-api-key"
                 ),

@@ -61,6 +61,7 @@ ROUTES = {
     "GET /readyz": _OPEN,
     "GET /metrics": Need(Scope.GLOBAL),
     "GET /telemetry": Need(Scope.GLOBAL),
+    "GET /profile": Need(Scope.GLOBAL, Level.MANAGE),
     "GET /openapi.json": _ANY,
     "GET /docs": _ANY,
     "GET /docs/oauth2-redirect": _ANY,

@@ -19,9 +19,11 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """What guards a router. Has secrets: it goes between processes by pipe, and into no log."""
 
     api_key: str | None = None
+    alt_api_key: str | None = None
+    """As good as ``api_key``: while clients go over from one to the other."""
     read_only_api_key: str | None = None
     jwt_rbac: bool = False
-    """Whether tokens signed with ``api_key`` are taken too."""
+    """Whether tokens signed with ``api_key`` or ``alt_api_key`` are taken too."""
     local: bool = False
     """Whether it is open to this machine, and has to be closed to the web pages that are read on
     it."""
@@ -48,11 +50,15 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     def check(self, host: str, *, allow_anonymous: bool) -> Security:
         """Itself, for a service that listens on ``host``. Raises InvalidInput where that would be
         unsafe, or does not fit together."""
-        if self.jwt_rbac and len((self.api_key or "").encode()) < LEAST_JWT_SECRET:
-            raise InvalidInput(
-                f"--jwt-rbac: expected an --api-key of {LEAST_JWT_SECRET} bytes or more: tokens "
-                "are signed with it"
-            )
+        if self.alt_api_key is not None and self.api_key is None:
+            raise InvalidInput("--alt-api-key: expected an --api-key too")
+        for option, key in (("--api-key", self.api_key), ("--alt-api-key", self.alt_api_key)):
+            needed = self.jwt_rbac and (key is not None or option == "--api-key")
+            if needed and len((key or "").encode()) < LEAST_JWT_SECRET:
+                raise InvalidInput(
+                    f"--jwt-rbac: expected an {option} of {LEAST_JWT_SECRET} bytes or more: tokens "
+                    "are signed with it"
+                )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidInput("--tls-cert, --tls-key: expected both of them, or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -79,7 +85,7 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on ``host``. Raises InvalidInput where there
     is no such host."""
     try:
-        found = socket.getaddrinfo(host or "0.0.0.0", None)
+        found = socket.getaddrinfo(host or "0.0.0.0", None)  # noqa: S104 - what is asked
     except OSError as error:
         raise InvalidInput(f"--host {host!r}: {error.strerror}") from None
     addresses = [str(address[0]).partition("%")[0] for *_, address in found]

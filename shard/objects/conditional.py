@@ -32,5 +32,5 @@ def put_once(store: ObjectStore, key: str, data: bytes, timeout: float) -> bool:
                 raise
         except NotFound as error:
             raise Unavailable(f"object {key!r} came and went; it may have been ours") from error
-        time.sleep(random.uniform(0, pause))
+        time.sleep(random.uniform(0, pause))  # noqa: S311 - a pause
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -129,7 +129,7 @@ class VersionedDocument:
             changed = change(data)
             if changed == data or self.commit(changed, version + 1):
                 return changed
-            time.sleep(random.uniform(0, _CONFLICT_SECONDS))
+            time.sleep(random.uniform(0, _CONFLICT_SECONDS))  # noqa: S311 - a pause
         raise Unavailable(f"{self._prefix}: other writers won {_ATTEMPTS} times over")
 
     def _versions(self, after: str) -> list[int]:

@@ -245,4 +245,4 @@ def _is_missing_key(error: Exception) -> bool:
 
 
 def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0, 0.1 * 2**attempt))
+    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311 - a pause

@@ -18,6 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from shard import tracing
+from shard.cache import Cache
+from shard.matching import CACHE
 from shard.metrics import Timings
 from shard.model import ShardInfo
 from shard.rpc.hosting import Hosting
@@ -107,6 +109,12 @@ class Account:
                 )
 
 
+_OF_CACHE: list[tuple[str, str, Callable[[Cache], float]]] = [
+    ("hits", "Columns and masks that were remembered.", lambda cache: cache.hits),
+    ("misses", "Columns and masks that were not.", lambda cache: cache.misses),
+    ("evictions", "Columns and masks that made room for others.", lambda cache: cache.evictions),
+]
+
 _NOTHING = Usage()
 account: ContextVar[Account] = ContextVar("account")
 """That of the call under way."""
@@ -133,6 +141,8 @@ class Accounts(Collector):
             _STAGE_SECONDS,
         )
         self._usage: dict[str, Usage] = defaultdict(Usage)
+        self.watch("cache_bytes", "What columns and masks take.", lambda: CACHE.bytes)
+        self.watch("cache_limit_bytes", "What they may take.", lambda: CACHE.max_bytes)
 
     def watch(self, name: str, help: str, look: Callable[[], float]) -> None:
         """Tell what ``look`` answers, as ``shoal_shard_server_`` and that name."""
@@ -153,6 +163,8 @@ class Accounts(Collector):
         yield from self._registry.collect()
         yield self._calls.collect()
         yield self._stages.collect()
+        for name, help, count in _OF_CACHE:
+            yield CounterMetricFamily(f"shoal_shard_server_cache_{name}", help, count(CACHE))
         statuses = self._hosting.status()
         collections = {collection_id for collection_id, _ in statuses}
         for gone in self._usage.keys() - collections:

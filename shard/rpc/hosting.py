@@ -138,7 +138,7 @@ class Hosting:
                     shard.failure = error
                     break
                 first, longest = REOPEN_SECONDS
-                delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))
+                delay = random.uniform(0.5, 1) * min(longest, first * 2 ** min(attempt, 16))  # noqa: S311 - a pause
                 logger.warning("%s: opening failed, next try in %.1f s: %s", shard, delay, error)
                 await shard.wait_released(delay)
             else:

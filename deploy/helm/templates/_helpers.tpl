@@ -69,6 +69,7 @@ env:
   - {name: RAY_LOG_TO_STDERR, value: "1"}
   - {name: RAY_BACKEND_LOG_LEVEL, value: warning}
   {{- include "shoal.objectStoreEnv" . | nindent 2 }}
+  {{- include "shoal.tracingEnv" . | nindent 2 }}
 lifecycle:
   preStop: {exec: {command: [ray, stop]}}
 {{- end }}
@@ -123,11 +124,20 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{- define "shoal.objectStorePort" -}}
-{{- with .Values.objectStore.endpoint }}
+{{- define "shoal.tracingEnv" -}}
+{{- with .Values.tracing.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* Of a URL without a path. */}}
+{{- define "shoal.portOf" -}}
 {{- $url := urlParse . }}
 {{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (eq $url.scheme "http" | ternary "80" "443") }}
-{{- else }}443{{ end }}
+{{- end }}
+
+{{- define "shoal.objectStorePort" -}}
+{{- with .Values.objectStore.endpoint }}{{ include "shoal.portOf" . }}{{ else }}443{{ end }}
 {{- end }}
 
 {{- define "shoal.shardServers" -}}
@@ -136,11 +146,12 @@ topologySpreadConstraints:
 {{- $sum }}
 {{- end }}
 
-{{/* Takes (root, variable, key of the Secret). */}}
+{{/* Takes (root, variable, key of the Secret, whether it may be missing). */}}
 {{- define "shoal.apiKey" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
-  valueFrom: {secretKeyRef: {name: {{ $root.Values.auth.existingSecret }}, key: {{ index . 2 }}}}
+  valueFrom:
+    secretKeyRef: {name: {{ $root.Values.auth.existingSecret }}, key: {{ index . 2 }}, optional: {{ index . 3 }}}
 {{- end }}
 
 {{- define "shoal.clusterTLSVolume" -}}
@@ -158,6 +169,42 @@ topologySpreadConstraints:
 {{- fail "clusterTLS: expected an existingSecret, or an issuer of cert-manager" }}
 {{- end }}
 {{- .existingSecret | default (printf "%s-cluster-tls" (include "shoal.fullname" $)) }}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.routerTLSSecret" -}}
+{{- with .Values.routerTLS }}
+{{- if and (not .existingSecret) (not .issuer.name) }}
+{{- fail "routerTLS: expected an existingSecret, or an issuer of cert-manager" }}
+{{- end }}
+{{- .existingSecret | default (printf "%s-router-tls" (include "shoal.fullname" $)) }}
+{{- end }}
+{{- end }}
+
+{{/* Where this release's own clients reach the routers. */}}
+{{- define "shoal.url" -}}
+http{{ if .Values.routerTLS.enabled }}s{{ end }}://{{ include "shoal.fullname" . }}:6333
+{{- end }}
+
+{{/* By what such a client knows them. */}}
+{{- define "shoal.authorityEnv" -}}
+{{- if .Values.routerTLS.enabled -}}
+- {name: SSL_CERT_FILE, value: /router-tls/ca.crt}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.authorityMount" -}}
+{{- if .Values.routerTLS.enabled -}}
+- {name: router-tls, mountPath: /router-tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.authorityVolume" -}}
+{{- if .Values.routerTLS.enabled -}}
+- name: router-tls
+  secret:
+    secretName: {{ include "shoal.routerTLSSecret" . }}
+    items: [{key: ca.crt, path: ca.crt}]
 {{- end }}
 {{- end }}
 
