@@ -192,15 +192,18 @@ class ShardEngine:
         self._queue.put(write)
         return write.committed
 
-    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
+    def search(
+        self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes] = ()
+    ) -> Hits:
         """The nearest points to each of ``queries``, by their vectors named ``params.using``.
 
+        ``filters``: one a query, of the points that it is for; ``b""``, or none at all: every one.
         Raises InvalidInput where there are none of that name, or they are of another kind.
         """
         prepared = self._config.prepare({params.using: queries}, queries.rows)[params.using]
         if not prepared.has().all():
             raise InvalidInput("queries: expected a vector each")
-        return self._state.view.search(prepared, params)
+        return self._state.view.search(prepared, params, filters)
 
     def retrieve(
         self, keys: Keys, *, with_payload: bool, with_vectors: Sequence[str] = ()

@@ -293,16 +293,23 @@ class ShardServer:
         queries = codec.decode_column(request.queries)
         if not queries.rows:
             raise InvalidInput("queries: expected at least one")
+        filters = codec.decode_filters(request, queries.rows)
         # What the shards alone would leave idle of the threads, the blocks of a batch occupy.
         count = min(-(-self._threads // len(shards)), max(1, queries.rows // _LEAST_BLOCK))
         if params.examples:
             count = 1
         bounds = [queries.rows * block // count for block in range(count + 1)]
-        blocks = [queries.slice(first, end) for first, end in pairwise(bounds)]
-        with self._pacer.search():
-            found = await self._read(
-                shards, *(partial(_search_block, queries=block, params=params) for block in blocks)
+        blocks = [
+            partial(
+                _search_block,
+                queries=queries.slice(first, end),
+                params=params,
+                filters=filters[first:end],
             )
+            for first, end in pairwise(bounds)
+        ]
+        with self._pacer.search():
+            found = await self._read(shards, *blocks)
         hits = merge.merge_hits(
             [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
             params.limit,
@@ -428,8 +435,10 @@ class ShardServer:
         return [shares[number % hands][number // hands] for number in range(len(jobs))]
 
 
-def _search_block(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:
-    return engine.search(queries, params)
+def _search_block(
+    engine: ShardEngine, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]
+) -> Hits:
+    return engine.search(queries, params, filters)
 
 
 def _answer_searches() -> None:
