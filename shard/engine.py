@@ -226,6 +226,11 @@ class ShardEngine:
             start, limit, with_payload=with_payload, with_vectors=with_vectors, filter=filter
         )
 
+    @property
+    def rows(self) -> int:
+        """Of all layers, dead ones too."""
+        return sum(layer.source.rows for layer in self._state.view.layers)
+
     def count(self, filter: bytes = b"") -> int:
         """How many points ``filter`` lets through; ``b""``: all."""
         return self._state.view.count(filter)

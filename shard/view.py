@@ -180,9 +180,7 @@ class View:
             [one.source.keys if one.alive is None else one.source.keys[one.alive] for one in found]
         )
 
-    def search(
-        self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]
-    ) -> Hits:
+    def search(self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]) -> Hits:
         """The nearest points to each of ``queries``, which are prepared, with ``filters`` as in
         `ShardEngine.search`. Those of one filter, side by side, are searched for together."""
         alike = list(runs(filters, queries.rows))

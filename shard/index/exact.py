@@ -55,10 +55,20 @@ def _count(compared: int, vectors: Vectors) -> None:
 def _nearest(
     vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
 ) -> tuple[Rows, Scores]:
-    if distance is not Distance.MANHATTAN and candidates.shape[1] >= limit:
+    if distance is not Distance.MANHATTAN and candidates.shape[1]:
         rows, scores = _rerank(vectors, queries, candidates, limit, distance)
-        # Too few candidates, or scores that overflow, are for the careful way.
-        if (rows[:, -1] >= 0).all() and np.isfinite(scores).all():
+        if (rows[:, -1] >= 0).all():
+            complete = bool(np.isfinite(scores).all())
+        else:
+            found = rows >= 0
+            expected = np.minimum(np.count_nonzero(candidates >= 0, axis=1), limit)
+            complete = (
+                np.array_equal(np.count_nonzero(found, axis=1), expected)
+                and np.isfinite(scores[found]).all()
+            )
+            scores[~found] = 0
+        # Scores that overflow are for the careful way.
+        if complete:
             return rows, scores
     return _rerank_carefully(vectors, queries, candidates, limit, distance)
 
