@@ -57,18 +57,14 @@ def _nearest(
 ) -> tuple[Rows, Scores]:
     if distance is not Distance.MANHATTAN and candidates.shape[1]:
         rows, scores = _rerank(vectors, queries, candidates, limit, distance)
-        if (rows[:, -1] >= 0).all():
-            complete = bool(np.isfinite(scores).all())
-        else:
+        complete = bool((rows[:, -1] >= 0).all())
+        if not complete:
             found = rows >= 0
-            expected = np.minimum(np.count_nonzero(candidates >= 0, axis=1), limit)
-            complete = (
-                np.array_equal(np.count_nonzero(found, axis=1), expected)
-                and np.isfinite(scores[found]).all()
-            )
             scores[~found] = 0
+            expected = np.minimum(np.count_nonzero(candidates >= 0, axis=1), limit)
+            complete = np.array_equal(np.count_nonzero(found, axis=1), expected)
         # Scores that overflow are for the careful way.
-        if complete:
+        if complete and np.isfinite(scores).all():
             return rows, scores
     return _rerank_carefully(vectors, queries, candidates, limit, distance)
 
