@@ -61,8 +61,8 @@ def _nearest(
         if not complete:
             found = rows >= 0
             scores[~found] = 0
-            expected = np.minimum(np.count_nonzero(candidates >= 0, axis=1), limit)
-            complete = np.array_equal(np.count_nonzero(found, axis=1), expected)
+            expected = np.minimum((candidates >= 0).sum(axis=1), limit).sum()
+            complete = bool(np.count_nonzero(found) == expected)
         # Scores that overflow are for the careful way.
         if complete and np.isfinite(scores).all():
             return rows, scores
