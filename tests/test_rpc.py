@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shard.engine import ShardEngine
 from shard.errors import (
     AlreadyExists,
     Corrupt,
@@ -880,6 +881,34 @@ async def test_queries_with_filters_of_their_own_are_answered_as_each_alone(
             assert part.lengths.tolist() == alone.lengths.tolist()
             np.testing.assert_allclose(part.scores, alone.scores, rtol=1e-5)
             assert part.points.payloads == alone.points.payloads
+
+
+@pytest.mark.parametrize(("least", "threads"), [(30, 1), (0, 2)])
+async def test_one_thread_searches_small_shards_by_many_filters(
+    server: ShardServer,
+    client: ShardClient,
+    monkeypatch: pytest.MonkeyPatch,
+    least: int,
+    threads: int,
+) -> None:
+    await serve(server, 0, 1, 2, 3)
+    for number in range(4):
+        some = upsert(20 * number, random_vectors(20))
+        await client.write(COLLECTION, {number: [some]}, wait=True, timeout=10)
+    monkeypatch.setattr(server_module, "_LEAST_ROWS", least)
+    searched = ShardEngine.search
+    asked: dict[int, list[int]] = {}
+    together = threading.Barrier(threads)
+
+    def search(engine: ShardEngine, *rest: Any) -> Hits:
+        asked.setdefault(threading.get_ident(), []).append(rest[0].rows)
+        together.wait(20)
+        return searched(engine, *rest)
+
+    monkeypatch.setattr(ShardEngine, "search", search)
+    filters = [below(row) for row in range(20)]
+    await client.search(COLLECTION, [0, 1, 2, 3], random_queries(20), PARAMS, filters, timeout=60)
+    assert list(asked.values()) == [[20] * (4 // threads)] * threads
 
 
 async def test_what_is_no_filter_is_told(server: ShardServer, client: ShardClient) -> None:
