@@ -3,7 +3,8 @@
 A search that finds nothing under way leaves at once: nobody waits for company. While `UNDER_WAY`
 batches of the same collection and parameters are out, what comes is gathered, and leaves when one
 of them is back. So the batch grows with the load, and what a batch costs beside its queries is
-shared by more of them.
+shared by more of them. Each search has a filter of its own; only one that may take long goes with
+its like alone.
 
 At once means after `TURNS` of the event loop, which take microseconds when there is nothing else to
 do; under load they let those in that have reached the socket already. Without, each batch of many
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
@@ -24,6 +26,8 @@ from prometheus_client import Histogram
 
 from cluster.catalog import Collection
 from shard import tracing
+from shard.errors import InvalidInput, ShoalError
+from shard.filter import is_of_texts
 from shard.model import Hits, SearchParams, VectorColumn
 from shard.rpc.merge import split_hits
 from shard.rpc.origin import Origin, origins
@@ -34,15 +38,24 @@ TURNS = 4
 """Of the event loop: from when a batch may leave until it does."""
 MAX_BATCH = 64
 """Queries. A search that has as many by itself goes alone."""
+LARGE_FILTER = 4_096
+"""Bytes. Searches with a larger one go with those that have the same one. So do those that have to
+do with texts: what takes long is nothing that others should wait for."""
+_OF_ONE = (InvalidInput, ShoalError)
+"""What may be about one of a batch, or about how much all are together: each is asked for alone."""
 _GRACE_SECONDS = 0.25
 """For the batch's own error, which tells more than that time is over."""
 
-Send: TypeAlias = Callable[[Collection, VectorColumn, SearchParams, float], Awaitable[Hits]]
+Send: TypeAlias = Callable[
+    [Collection, VectorColumn, SearchParams, Sequence[bytes], float], Awaitable[Hits]
+]
+"""With a filter for each query."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
     queries: VectorColumn
+    filter: bytes
     callers: tuple[Origin, ...]
     since: float
     """By `perf_counter`."""
@@ -55,7 +68,7 @@ class SearchBatcher:
 
     def __init__(self, send: Send) -> None:
         self._forward = send
-        self._lanes: dict[tuple[str, SearchParams], _Lane] = {}
+        self._lanes: dict[tuple[str, SearchParams, bytes], _Lane] = {}
         self.sizes = Histogram(
             "shoal_batch_queries",
             "Queries that go to the shards together.",
@@ -64,23 +77,35 @@ class SearchBatcher:
         )
 
     async def search(
-        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
+        self,
+        collection: Collection,
+        queries: VectorColumn,
+        params: SearchParams,
+        filter: bytes,
+        timeout: float,
     ) -> Hits:
         """What ``send`` answers for ``queries``, and raises what it raises."""
         if queries.rows >= MAX_BATCH:
-            return await self._send(collection, queries, params, timeout)
-        key = (collection.id, params)
+            filters = [filter] * queries.rows
+            return await self._send(collection, queries, params, filters, timeout)
+        alone = len(filter) > LARGE_FILTER or is_of_texts(filter)
+        key = (collection.id, params, filter if alone else b"")
         lane = self._lanes.get(key)
         if lane is None:
             lane = _Lane(self._send, collection, params, lambda: self._lanes.pop(key, None))
             self._lanes[key] = lane
-        return await lane.search(queries, timeout)
+        return await lane.search(queries, filter, timeout)
 
     def _send(
-        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
+        self,
+        collection: Collection,
+        queries: VectorColumn,
+        params: SearchParams,
+        filters: Sequence[bytes],
+        timeout: float,
     ) -> Awaitable[Hits]:
         self.sizes.observe(queries.rows)
-        return self._forward(collection, queries, params, timeout)
+        return self._forward(collection, queries, params, filters, timeout)
 
 
 class _Lane:
@@ -97,10 +122,12 @@ class _Lane:
         self._batches: set[asyncio.Task[None]] = set()
         self._filling = False
 
-    async def search(self, queries: VectorColumn, timeout: float) -> Hits:
+    async def search(self, queries: VectorColumn, filter: bytes, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         deadline = monotonic() + timeout
-        self._waiting.append(_Waiting(queries, origins.get(), perf_counter(), deadline, found))
+        self._waiting.append(
+            _Waiting(queries, filter, origins.get(), perf_counter(), deadline, found)
+        )
         self._fill_soon()
         try:
             async with asyncio.timeout(timeout + _GRACE_SECONDS):
@@ -139,7 +166,7 @@ class _Lane:
                 one.found.add_done_callback(cancel)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, without those who have gone."""
+        """The next batch, without those who have gone. Those of one filter are side by side."""
         batch: list[_Waiting] = []
         size = 0
         while self._waiting:
@@ -150,6 +177,7 @@ class _Lane:
                     break
                 batch.append(one)
             self._waiting.popleft()
+        batch.sort(key=attrgetter("filter"))
         return batch
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -158,15 +186,20 @@ class _Lane:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = VectorColumn.concatenate([one.queries for one in batch])
+        filters = [one.filter for one in batch for _ in range(one.queries.rows)]
         origins.set(_callers(batch, queries.rows))
         timeout = max(one.deadline for one in batch) - monotonic()
         try:
-            hits = await self._send(self._collection, queries, self._params, timeout)
+            hits = await self._send(self._collection, queries, self._params, filters, timeout)
         except asyncio.CancelledError:
             for one in batch:
                 one.found.cancel()
             raise
         except Exception as error:
+            if type(error) in _OF_ONE and len(batch) > 1:
+                alone = [self._run([one]) for one in batch if not one.found.done()]
+                await asyncio.gather(*alone)
+                return
             for one in batch:
                 if not one.found.done():
                     one.found.set_exception(error)

@@ -174,26 +174,38 @@ class Fanout:
         return max(sequence for _, sequence in answers)
 
     async def search(
-        self, collection: Collection, queries: VectorColumn, params: SearchParams, *, timeout: float
+        self,
+        collection: Collection,
+        queries: VectorColumn,
+        params: SearchParams,
+        *,
+        filter: bytes = b"",
+        timeout: float,
     ) -> Hits:
-        """The nearest ``params.limit`` points to each of ``queries``, one at least.
+        """The nearest ``params.limit`` points to each of ``queries``, one at least, that ``filter``
+        lets through; ``b""``: all.
 
         Nearest first, ties in order of their keys.
         """
-        if params.filter:
-            params = msgspec.structs.replace(params, filter=indexed(params.filter, collection))
+        filter = indexed(filter, collection)
         if params.examples:
-            return await self._search(collection, queries, params, timeout)
-        return await self._batcher.search(collection, queries, params, timeout)
+            filters = [filter] * queries.rows
+            return await self._search(collection, queries, params, filters, timeout)
+        return await self._batcher.search(collection, queries, params, filter, timeout)
 
     async def _search(
-        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
+        self,
+        collection: Collection,
+        queries: VectorColumn,
+        params: SearchParams,
+        filters: Sequence[bytes],
+        timeout: float,
     ) -> Hits:
         answers = await self._ask(
             collection,
             range(collection.shard_count),
             lambda client, shards, left: client.search(
-                collection.id, shards, queries, params, timeout=left
+                collection.id, shards, queries, params, filters, timeout=left
             ),
             timeout,
         )

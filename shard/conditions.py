@@ -81,8 +81,9 @@ class AllOf(_Joined):
         return all(test.holds(object, key, has) for test in self.tests)
 
     def mask(self, rows: Rows, unknown: bool) -> Mask:
-        masks = (test.mask(rows, unknown) for test in self.tests)
-        return reduce(np.logical_and, masks, np.ones(len(rows), np.bool_))
+        if not self.tests:
+            return np.ones(len(rows), np.bool_)
+        return reduce(np.logical_and, (test.mask(rows, unknown) for test in self.tests))
 
 
 class AnyOf(_Joined):
@@ -90,8 +91,9 @@ class AnyOf(_Joined):
         return any(test.holds(object, key, has) for test in self.tests)
 
     def mask(self, rows: Rows, unknown: bool) -> Mask:
-        masks = (test.mask(rows, unknown) for test in self.tests)
-        return reduce(np.logical_or, masks, np.zeros(len(rows), np.bool_))
+        if not self.tests:
+            return np.zeros(len(rows), np.bool_)
+        return reduce(np.logical_or, (test.mask(rows, unknown) for test in self.tests))
 
 
 @dataclass(frozen=True)

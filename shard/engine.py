@@ -192,15 +192,18 @@ class ShardEngine:
         self._queue.put(write)
         return write.committed
 
-    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
+    def search(
+        self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes] = ()
+    ) -> Hits:
         """The nearest points to each of ``queries``, by their vectors named ``params.using``.
 
+        ``filters``: one a query, of the points that it is for; ``b""``, or none at all: every one.
         Raises InvalidInput where there are none of that name, or they are of another kind.
         """
         prepared = self._config.prepare({params.using: queries}, queries.rows)[params.using]
         if not prepared.has().all():
             raise InvalidInput("queries: expected a vector each")
-        return self._state.view.search(prepared, params)
+        return self._state.view.search(prepared, params, filters)
 
     def retrieve(
         self, keys: Keys, *, with_payload: bool, with_vectors: Sequence[str] = ()
@@ -222,6 +225,11 @@ class ShardEngine:
         return self._state.view.scroll(
             start, limit, with_payload=with_payload, with_vectors=with_vectors, filter=filter
         )
+
+    @property
+    def rows(self) -> int:
+        """Of all layers, dead ones too."""
+        return sum(layer.source.rows for layer in self._state.view.layers)
 
     def count(self, filter: bytes = b"") -> int:
         """How many points ``filter`` lets through; ``b""``: all."""

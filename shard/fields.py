@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain, compress, count, islice
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
@@ -213,12 +213,13 @@ class ScalarColumn:
             if start < end
         ]
 
+        if not ranges:
+            return np.zeros(len(self._codes), np.bool_)
+
         def hit(codes: Array) -> Mask:
-            found = np.zeros(len(codes), np.bool_)
-            for start, end in ranges:
-                # What is below the start wraps around.
-                found |= codes - codes.dtype.type(start) < end - start
-            return found
+            # What is below the start wraps around.
+            hits = (codes - codes.dtype.type(start) < end - start for start, end in ranges)
+            return reduce(np.logical_or, hits)
 
         return self._any(hit)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
+from itertools import groupby, repeat
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
@@ -214,6 +214,19 @@ def matcher(encoded: bytes) -> Matcher:
     except msgspec.DecodeError as error:
         raise InvalidInput(f"filter: {error}") from error
     return Matcher(found, text_indexes=found.text_indexes)
+
+
+def runs(filters: Sequence[bytes], queries: int) -> Iterator[tuple[bytes, int, int]]:
+    """Each filter with the number of the first query that it is for, and of the one after the last.
+
+    ``filters``: of so many queries, one each, or none at all, which are as many empty ones. They
+    come again where others are in between.
+    """
+    start = 0
+    for filter, alike in groupby(filters) if filters else [(b"", range(queries))]:
+        end = start + sum(1 for _ in alike)
+        yield filter, start, end
+        start = end
 
 
 class Matcher:

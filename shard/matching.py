@@ -46,7 +46,8 @@ class Matching:
         self._number = cache.number(self)
 
     def mask(self, filter: bytes, rows: RowSet) -> Mask:
-        """The rows that a filter, not empty, lets through, (n,). They are always the same ones.
+        """The rows that a filter, not empty, lets through, (n,), not to be written to. They are
+        always the same ones.
 
         Payloads are read when a filter is about a field for the first time, or again where that has
         been forgotten, or is too large to be kept as a column.
@@ -63,12 +64,14 @@ class Matching:
         return mask
 
     def remembered(self, key: Hashable, count: int, make: Callable[[], Mask]) -> Mask:
-        """What ``make`` answers, (count,), always the same for ``key``."""
+        """What ``make`` answers, (count,), always the same for ``key``. Not to be written to."""
         packed = self._cache.get(self._number, key)
         if packed is None:
-            packed = np.packbits(make())
+            mask = make()
+            packed = np.packbits(mask)
             self._cache.put(self._number, key, packed, packed.nbytes + getsizeof(key))
-        mask: Mask = np.unpackbits(packed, count=count).view(np.bool_)
+        else:
+            mask = np.unpackbits(packed, count=count).view(np.bool_)
         return mask
 
     def _matches(self, filter: Matcher, rows: RowSet) -> Mask:

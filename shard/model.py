@@ -351,8 +351,6 @@ class SearchParams(msgspec.Struct, frozen=True, kw_only=True):
     nprobe: int | None = None
     oversampling: float | None = None
     score_threshold: float | None = None
-    filter: bytes = b""
-    """As `shard.filter.Filter.check` encodes it; ``b""``: every point."""
     among: bytes = b""
     """Keys, one behind the other, of the points to search; ``b""``: all."""
     using: str = UNNAMED
@@ -400,8 +398,9 @@ class RankParams(msgspec.Struct, frozen=True, kw_only=True):
     order_by: bytes = b""
     """As `shard.ordering.OrderBy.check` encodes it; ``b""``: by chance."""
     filter: bytes = b""
+    """As `shard.filter.Filter.check` encodes it; ``b""``: every point."""
     among: bytes = b""
-    """Both as in `SearchParams`."""
+    """As in `SearchParams`."""
     with_payload: bool = False
     with_vectors: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shard import facets, usage
 from shard.errors import InvalidInput
+from shard.filter import runs
 from shard.index.columns import ColumnIndex, SparseColumn
 from shard.index.examples import Examples
 from shard.model import (
@@ -179,13 +180,19 @@ class View:
             [one.source.keys if one.alive is None else one.source.keys[one.alive] for one in found]
         )
 
-    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
-        """The nearest points to each of ``queries``, which are prepared."""
-        searched = [
-            (number, *layer.search(queries, params))
-            for number, layer in enumerate(self._searched(params))
-            if layer.live
-        ]
+    def search(self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]) -> Hits:
+        """The nearest points to each of ``queries``, which are prepared, with ``filters`` as in
+        `ShardEngine.search`. Those of one filter, side by side, are searched for together."""
+        alike = list(runs(filters, queries.rows))
+        searched = []
+        for number, layer in enumerate(self._among(params.among)):
+            found = [
+                (start, end, *one.search(queries.slice(start, end), params))
+                for filter, start, end in alike
+                if (one := layer.matching(filter)).live
+            ]
+            if found:
+                searched.append((number, *_in_place(found, queries.rows, params.limit)))
         if not searched:
             return Hits(
                 np.zeros(1 if params.examples else queries.rows, np.int64),
@@ -222,7 +229,7 @@ class View:
 
     def rank(self, params: RankParams) -> Ranked:
         """The first points in the order that is asked for."""
-        layers = self._searched(params)
+        layers = [layer.matching(params.filter) for layer in self._among(params.among)]
         if params.order_by:
             asked = ordering(params.order_by)
             with usage.stage("scan"):
@@ -265,12 +272,12 @@ class View:
                 if layer.live
             )
 
-    def _searched(self, params: SearchParams | RankParams) -> list[Layer]:
-        layers = [layer.matching(params.filter) for layer in self.layers]
-        if params.among:
-            keys = np.frombuffer(params.among, KEY_DTYPE)
-            layers = [layer.among(keys) for layer in layers]
-        return layers
+    def _among(self, among: bytes) -> Sequence[Layer]:
+        """The layers, with only those rows alive that have one of these keys; ``b""``: all."""
+        if not among:
+            return self.layers
+        keys = np.frombuffer(among, KEY_DTYPE)
+        return [layer.among(keys) for layer in self.layers]
 
     def retrieve(
         self, keys: Keys, active_rows: Rows, *, with_payload: bool, with_vectors: Sequence[str]
@@ -393,6 +400,21 @@ class _Located:
             where = np.flatnonzero(self.layers == number)
             groups.append((layers[number], where, self.rows[where]))
         return groups
+
+
+def _in_place(
+    found: Sequence[tuple[int, int, Rows, Scores]], queries: int, limit: int
+) -> tuple[Rows, Scores]:
+    """What runs of so many queries have found in a layer, each from a first one to before another,
+    as of all of them, (queries, ``limit``); row -1 for those in between."""
+    start, end, rows, scores = found[0]
+    if end - start == queries:
+        return rows, scores
+    rows = np.full((queries, limit), -1, np.int64)
+    scores = np.zeros((queries, limit), np.float32)
+    for start, end, own_rows, own_scores in found:
+        rows[start:end], scores[start:end] = own_rows, own_scores
+    return rows, scores
 
 
 def _nearest(

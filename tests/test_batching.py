@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from cluster.catalog import Collection
-from router.batching import MAX_BATCH, TURNS, UNDER_WAY, SearchBatcher
-from shard.errors import Unavailable
+from router.batching import LARGE_FILTER, MAX_BATCH, TURNS, UNDER_WAY, SearchBatcher
+from shard.errors import InvalidInput, ShoalError, Unavailable
 from shard.model import (
     UNNAMED,
     Distance,
@@ -30,22 +31,30 @@ TIMEOUT = 30.0
 
 
 class Shards:
-    """Answers a query x with x % 4 points, whose ids and scores are x."""
+    """Answers a query x with x % 4 points, whose ids and scores are x. Refuses some filters."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.params: list[SearchParams] = []
+        self.filters: list[list[bytes]] = []
+        self.refused: dict[bytes, Exception] = {}
         self.timeouts: list[float] = []
         self.cancelled = 0
         self.may_answer = asyncio.Event()
         self.error: Exception | None = None
 
     async def search(
-        self, collection: Collection, queries: VectorColumn, params: SearchParams, timeout: float
+        self,
+        collection: Collection,
+        queries: VectorColumn,
+        params: SearchParams,
+        filters: Sequence[bytes],
+        timeout: float,
     ) -> Hits:
         values = queries.values[:, 0].astype(np.int64)
         self.batches.append(values.tolist())
         self.params.append(params)
+        self.filters.append(list(filters))
         self.timeouts.append(timeout)
         try:
             await self.may_answer.wait()
@@ -54,6 +63,9 @@ class Shards:
             raise
         if self.error is not None:
             raise self.error
+        for filter in filters:
+            if filter in self.refused:
+                raise self.refused[filter]
         ids = np.repeat(values, values % 4)
         payloads = [str(id_).encode() for id_ in ids]
         points = Points(
@@ -76,9 +88,15 @@ def check(hits: Hits, *values: int) -> None:
 
 
 def start(
-    batcher: SearchBatcher, *values: int, params: SearchParams = PARAMS, timeout: float = TIMEOUT
+    batcher: SearchBatcher,
+    *values: int,
+    params: SearchParams = PARAMS,
+    filter: bytes = b"",
+    timeout: float = TIMEOUT,
 ) -> asyncio.Task[Hits]:
-    return asyncio.create_task(batcher.search(COLLECTION, vectors(*values), params, timeout))
+    return asyncio.create_task(
+        batcher.search(COLLECTION, vectors(*values), params, filter, timeout)
+    )
 
 
 async def turn() -> None:
@@ -165,6 +183,66 @@ async def test_other_parameters_are_another_batch() -> None:
     assert shards.params.count(other) == UNDER_WAY + 1
 
 
+async def test_searches_with_other_filters_go_together_those_of_one_side_by_side() -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    await occupy(batcher)
+    values = [(1,), (2, 3), (5,), (6,), (7,)]
+    filters = [b"b", b"", b"a", b"b", b"a"]
+    searches = [
+        start(batcher, *some, filter=filter) for some, filter in zip(values, filters, strict=True)
+    ]
+    await turn()
+    shards.may_answer.set()
+    for search, some in zip(searches, values, strict=True):
+        check(await search, *some)
+    assert shards.batches[UNDER_WAY:] == [[2, 3, 5, 7, 1, 6]]
+    assert shards.filters[UNDER_WAY:] == [[b"", b"", b"a", b"a", b"b", b"b"]]
+
+
+@pytest.mark.parametrize("slow", [b"x" * (LARGE_FILTER + 1), b'{"match":{"text":"a word"}}'])
+async def test_what_may_take_long_is_waited_for_by_its_like_alone(slow: bytes) -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    await occupy(batcher)
+    filters = [slow, slow, b"x" * LARGE_FILTER, b""]
+    searches = [start(batcher, value, filter=filter) for value, filter in enumerate(filters)]
+    await turn()
+    assert shards.batches[UNDER_WAY:] == [[0, 1]]
+    shards.may_answer.set()
+    for value, search in enumerate(searches):
+        check(await search, value)
+    assert shards.batches[UNDER_WAY + 1 :] == [[3, 2]]
+
+
+@pytest.mark.parametrize("kind", [InvalidInput, ShoalError])
+async def test_what_is_about_one_of_a_batch_fails_that_one_alone(kind: type[Exception]) -> None:
+    shards = Shards()
+    batcher = SearchBatcher(shards.search)
+    shards.refused = {b"bad": kind("filter: no"), b"worse": kind("filter: never")}
+    await occupy(batcher)
+    good = {value: start(batcher, value, filter=b"%d" % (value % 2)) for value in range(1, 8)}
+    bad, worse = start(batcher, 8, filter=b"bad"), start(batcher, 9, 10, filter=b"worse")
+    plain = start(batcher, 11)
+    await turn()
+    shards.may_answer.set()
+    for value, search in good.items():
+        check(await search, value)
+    with pytest.raises(kind, match="filter: no"):
+        await bad
+    with pytest.raises(kind, match="filter: never"):
+        await worse
+    check(await plain, 11)
+    assert len(shards.batches[UNDER_WAY]) == 11
+    alone = sorted(shards.batches[UNDER_WAY + 1 :])
+    assert alone == [*([value] for value in range(1, 9)), [9, 10], [11]]
+    # What comes next goes together as before.
+    more = [start(batcher, value) for value in range(5)]
+    for value, search in enumerate(more):
+        check(await search, value)
+    assert shards.batches[-1] == [0, 1, 2, 3, 4]
+
+
 async def test_an_error_is_that_of_its_batch_alone() -> None:
     shards = Shards()
     batcher = SearchBatcher(shards.search)
@@ -227,7 +305,7 @@ async def test_nothing_is_kept_of_what_is_over() -> None:
     batcher = SearchBatcher(shards.search)
     shards.may_answer.set()
     searches = [
-        start(batcher, value, params=SearchParams(limit=limit))
+        start(batcher, value, params=SearchParams(limit=limit), filter=b"%d" % value * 5_000)
         for value in range(5)
         for limit in range(1, 6)
     ]

@@ -126,10 +126,8 @@ def check_searches(
     }
     for name, rows in queries.items():
         asked = columns.column(name, rows, config)
-        params = SearchParams(
-            limit=limit, exact=True, using=name, with_vectors=(name,), filter=filter
-        )
-        hits = engine.search(asked, params)
+        params = SearchParams(limit=limit, exact=True, using=name, with_vectors=(name,))
+        hits = engine.search(asked, params, [filter] * asked.rows)
         found = decode_ids(hits.points.keys)
         stored = {point_id: vectors[name] for point_id, (vectors, _) in model.items()}
         read = columns.plain(name, hits.points.vectors[name], config)

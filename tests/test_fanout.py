@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from router import fanout as fanout_module
 from router.fanout import Fanout
 from shard.engine import ShardEngine
 from shard.errors import InvalidInput, NotFound, Overloaded, Unavailable
+from shard.filter import Filter
 from shard.model import (
     UNNAMED,
     Delete,
@@ -220,6 +222,49 @@ async def test_ties_are_broken_by_key_however_shards_are_placed(cluster: Cluster
             collection, query, SearchParams(limit=60), timeout=TIMEOUT
         )
         assert decode_ids(hits.points.keys) == list(range(60))
+
+
+async def test_searches_with_filters_of_their_own_go_together(cluster: Cluster) -> None:
+    """One that the shards refuse fails alone."""
+    collection = make_collection()
+    cluster.start("a", "b")
+    await cluster.place(collection, ["a", "b", "a", "b", "a"])
+    stored = random_vectors(300)
+    await write(cluster, collection, upsert(stored), Delete(encode_ids(range(0, 300, 3))))
+    params = SearchParams(limit=7, exact=True, with_payload=True)
+    live = np.arange(300)[np.arange(300) % 3 > 0]
+
+    async def search(number: int) -> None:
+        bound = 10 * number
+        given = {"must": {"key": "id", "range": {"lt": bound}}} if number else {}
+        filter = msgspec.convert(given, Filter).check("filter")
+        queries = random_queries(1 + number % 3, seed=number)
+        hits = await cluster.fanout.search(
+            collection, queries, params, filter=filter, timeout=TIMEOUT
+        )
+        ids = live[live < bound] if number else live
+        scores = nearness(stored[ids], queries.values, Distance.EUCLID)
+        best = np.argsort(scores, axis=1)[:, :7]
+        assert hits.lengths.tolist() == [best.shape[1]] * queries.rows
+        assert decode_ids(hits.points.keys) == ids[best].ravel().tolist()
+        assert hits.points.payloads == [b'{"id": %d}' % one for one in ids[best].ravel()]
+        near = np.take_along_axis(scores, best, axis=1).ravel()
+        np.testing.assert_allclose(hits.scores, near, rtol=1e-4)
+
+    async def fail() -> None:
+        with pytest.raises(InvalidInput, match="filter: "):
+            await cluster.fanout.search(
+                collection, random_queries(1), params, filter=b"{", timeout=TIMEOUT
+            )
+
+    def batches() -> float:
+        (sizes, _) = cluster.fanout.metrics
+        (family,) = sizes.collect()
+        return next(one.value for one in family.samples if one.name.endswith("_count"))
+
+    await asyncio.gather(*map(search, range(32)))
+    assert batches() < 4
+    await asyncio.gather(fail(), *map(search, range(8)), fail(), *map(search, range(8)))
 
 
 async def test_fewer_points_than_asked_for(cluster: Cluster) -> None:
@@ -547,14 +592,19 @@ class Gate:
             prefixes[id(engine)] = prefix[-1]
             return engine
 
-        def search(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:
+        def search(
+            engine: ShardEngine,
+            queries: VectorColumn,
+            params: SearchParams,
+            filters: Sequence[bytes],
+        ) -> Hits:
             shard = prefixes[id(engine)]
             self.searches.append(shard)
             if shard in self.failures:
                 raise self.failures.pop(shard)
             if shard in self.held:
                 assert self.open.wait(30)
-            return searched(engine, queries, params)
+            return searched(engine, queries, params, filters)
 
         monkeypatch.setattr(ShardEngine, "open", staticmethod(open_))
         monkeypatch.setattr(ShardEngine, "search", search)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from shard.edits import Edit
+from shard.engine import ShardEngine
 from shard.filter import Condition, Filter, Match
 from shard.model import (
+    UNNAMED,
     Delete,
     Distance,
     SearchParams,
@@ -22,6 +24,7 @@ from shard.model import (
     encode_ids,
     unnamed,
 )
+from shard.rpc.merge import split_hits
 from tests import columns
 from tests.columns import MANY, SOME, WHOLE, WORDS
 from tests.test_imports import DIMENSION, Shard, wait_until
@@ -113,12 +116,73 @@ def test_what_matches_is_counted_listed_and_found(
     truth = expected[np.argsort(distances, axis=1, kind="stable")[:, :10]]
     for exact in (True, False):
         hits = engine.search(
-            VectorColumn(queries), SearchParams(limit=10, exact=exact, filter=filter)
+            VectorColumn(queries), SearchParams(limit=10, exact=exact), [filter] * len(queries)
         )
         assert hits.lengths.tolist() == [min(10, len(expected))] * len(queries)
         found = np.array(decode_ids(hits.points.keys)).reshape(len(queries), -1)
         same = [len(np.intersect1d(one, other)) for one, other in zip(found, truth, strict=True)]
         assert sum(same) >= (1.0 if exact else 0.93) * truth.size
+
+
+def check_batch(
+    engine: ShardEngine,
+    queries: VectorColumn,
+    params: SearchParams,
+    filters: Sequence[bytes],
+    alike: list[int],
+) -> None:
+    """The batch is answered as each of its runs of so many queries of one filter by itself."""
+    parts = split_hits(engine.search(queries, params, filters), alike)
+    start = 0
+    for count, part in zip(alike, parts, strict=True):
+        end = start + count
+        alone = engine.search(queries.slice(start, end), params, filters[start:end])
+        assert part.lengths.tolist() == alone.lengths.tolist()
+        assert part.points.keys.tolist() == alone.points.keys.tolist()
+        np.testing.assert_allclose(part.scores, alone.scores, rtol=1e-5, atol=1e-6)
+        assert part.points.payloads == alone.points.payloads
+        for name, column in alone.points.vectors.items():
+            read = [
+                columns.plain(name, one, engine._config)
+                for one in (column, part.points.vectors[name])
+            ]
+            assert read[0] == read[1]
+        start = end
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("with_payload", [False, True])
+def test_queries_with_filters_of_their_own_find_what_each_finds_alone(
+    shard: Shard, vectors: np.ndarray[Any, Any], exact: bool, with_payload: bool
+) -> None:
+    engine = shard.engine
+    assert engine is not None
+    different = [
+        below(ROWS // 2),
+        below(0),
+        b"",
+        below(30),
+        asked({"must": {"has_id": [1, 2, 7, ROWS - 1, ROWS]}}),
+        below(ROWS // 2),
+        asked({"must": {"slice": {"total": 3, "index": 1}}}),
+        asked({"must": {"key": "missing", "match": {"value": 1}}}),
+        below(1),
+        below(1_500),
+        b"",
+    ]
+    alike = [1 + number % 3 for number in range(len(different))]
+    filters = [filter for filter, count in zip(different, alike, strict=True) for _ in range(count)]
+    queries = VectorColumn(vectors[: len(filters)] + np.float32(0.01))
+    among = encode_ids(range(0, ROWS, 3)).tobytes()
+    for params in (
+        SearchParams(limit=10, exact=exact, with_payload=with_payload),
+        SearchParams(limit=10, exact=exact, with_vectors=(UNNAMED,), score_threshold=0.9),
+        SearchParams(limit=70, exact=exact, among=among),
+    ):
+        check_batch(engine, queries, params, filters, alike)
+    # Nothing is found for any.
+    nothing = engine.search(queries, SearchParams(limit=3), [below(0)] * queries.rows)
+    assert nothing.lengths.tolist() == [0] * queries.rows
 
 
 def test_an_edit_is_for_just_what_matches(shard: Shard, numbers: np.ndarray[Any, Any]) -> None:
@@ -177,7 +241,7 @@ def test_points_are_told_apart_by_the_vectors_they_have(mixed: Shard, place: str
         assert decode_ids(listed.keys) == ids
         for name in config.names:
             query = columns.column(name, [QUERIES[name]], config)
-            hits = engine.search(query, SearchParams(limit=9, using=name, filter=filter))
+            hits = engine.search(query, SearchParams(limit=9, using=name), [filter] * query.rows)
             stored = {one: rows[one][name] for one in ids}
             found = decode_ids(hits.points.keys)
             columns.check_nearest(config, name, QUERIES[name], stored, 9, found, hits.scores)
@@ -187,6 +251,13 @@ def test_points_are_told_apart_by_the_vectors_they_have(mixed: Shard, place: str
 
     def lacks(name: str) -> Callable[[int, set[str]], bool]:
         return lambda _, own: name not in own
+
+    asking = [{"must": {"has_vector": name}} for name in (*config.names, "other")]
+    filters = [asked(one) for one in (*asking, {"must_not": {"has_vector": SOME}})]
+    for name in config.names:
+        queries = columns.column(name, [QUERIES[name]] * len(filters), config)
+        params = SearchParams(limit=50, using=name, with_vectors=tuple(config.names))
+        check_batch(engine, queries, params, filters, [1] * len(filters))
 
     for name in config.names:
         check({"must": {"has_vector": name}}, has(name))

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shard.engine import ShardEngine
 from shard.errors import (
     AlreadyExists,
     Corrupt,
@@ -86,6 +87,11 @@ def upsert(first_id: int, vectors: Vectors) -> Upsert:
     return Upsert(encode_ids(ids), unnamed(vectors), [b'{"id": %d}' % number for number in ids])
 
 
+def below(bound: int) -> bytes:
+    given = {"must": {"key": "id", "range": {"lt": bound}}}
+    return msgspec.convert(given, Filter).check("filter")
+
+
 class Engine:
     """Stands in for `ShardEngine` where a test must decide what the engine does, and when."""
 
@@ -107,7 +113,7 @@ class Engine:
             written.set_result(len(operations))
         return written
 
-    def search(self, queries: VectorColumn, params: SearchParams) -> Hits:
+    def search(self, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]) -> Hits:
         self.searched += 1
         assert self.unblocked.wait(30)
         if self.raises is not None:
@@ -222,9 +228,7 @@ def test_operations_survive_the_wire() -> None:
         SearchParams(limit=1),
         SearchParams(limit=7, exact=True, nprobe=3, oversampling=2.5, with_payload=True),
         SearchParams(limit=7, score_threshold=0.0, with_vectors=("a", UNNAMED)),
-        SearchParams(
-            limit=7, using="a", filter=b"{}", among=encode_ids([1, 2]).tobytes(), examples=b"e"
-        ),
+        SearchParams(limit=7, using="a", among=encode_ids([1, 2]).tobytes(), examples=b"e"),
     ],
 )
 def test_search_parameters_survive_the_wire(params: SearchParams) -> None:
@@ -232,6 +236,37 @@ def test_search_parameters_survive_the_wire(params: SearchParams) -> None:
     received = pb.SearchRequest.FromString(request.SerializeToString())
     assert codec.decode_params(received) == params
     assert list(received.target.shards) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [([], 0), ([b""] * 3, 0), ([b"a"] * 3, 1), ([b"a", b"a", b""], 2), ([b"a", b"b", b"a"], 3)],
+)
+def test_filters_survive_the_wire_those_that_are_alike_as_one(
+    given: list[bytes], parts: int
+) -> None:
+    request = codec.encode_search(COLLECTION, [0], random_queries(3), PARAMS, given)
+    received = pb.SearchRequest.FromString(request.SerializeToString())
+    assert len(received.filters) == parts
+    assert codec.decode_filters(received, 3) == (given if any(given) else [])
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.SearchRequest(filters=[b"a"]), "one for each of 3 queries"),
+        (pb.SearchRequest(filters=[b"a"], filter_queries=[2**32 - 1]), "one for each of 3"),
+        (pb.SearchRequest(filters=[b"a", b"b"], filter_queries=[1, 1]), "one for each of 3"),
+        (pb.SearchRequest(filters=[b"a"], filter_queries=[1, 2]), "one for each of 3"),
+        (
+            pb.SearchRequest(filters=[b"a", b"b"], filter_queries=[1, 2], examples=b"e"),
+            "expected one for all examples",
+        ),
+    ],
+)
+def test_filters_that_do_not_fit_are_refused(request_: pb.SearchRequest, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        codec.decode_filters(request_, 3)
 
 
 @pytest.mark.parametrize("with_payload", [False, True])
@@ -817,6 +852,73 @@ async def test_each_batch_is_answered_query_by_query(
     await asyncio.gather(*map(search, range(64)))
 
 
+@pytest.mark.parametrize("with_payload", [False, True])
+async def test_queries_with_filters_of_their_own_are_answered_as_each_alone(
+    server: ShardServer, client: ShardClient, with_payload: bool
+) -> None:
+    """However they are spread over threads."""
+    await serve(server, 0, 1, 2)
+    for number in range(3):
+        some = upsert(60 * number, random_vectors(60, number))
+        gone = Delete(encode_ids(range(60 * number, 60 * number + 60, 7)))
+        await client.write(COLLECTION, {number: [some, gone]}, wait=True, timeout=10)
+    params = SearchParams(limit=6, with_payload=with_payload)
+    for queries, different in ((1, 1), (9, 9), (40, 4), (70, 35), (70, 3)):
+        filters = [below(5 * (row * different // queries)) for row in range(queries)]
+        filters[-1] = b""
+        asked = random_queries(queries, seed=different)
+        hits = await client.search(COLLECTION, [2, 0, 1], asked, params, filters, timeout=30)
+        for row, part in enumerate(merge.split_hits(hits, [1] * queries)):
+            alone = await client.search(
+                COLLECTION,
+                [2, 0, 1],
+                asked.slice(row, row + 1),
+                params,
+                filters[row : row + 1],
+                timeout=30,
+            )
+            assert part.points.keys.tolist() == alone.points.keys.tolist()
+            assert part.lengths.tolist() == alone.lengths.tolist()
+            np.testing.assert_allclose(part.scores, alone.scores, rtol=1e-5)
+            assert part.points.payloads == alone.points.payloads
+
+
+@pytest.mark.parametrize(("least", "threads"), [(30, 1), (0, 2)])
+async def test_one_thread_searches_small_shards_by_many_filters(
+    server: ShardServer,
+    client: ShardClient,
+    monkeypatch: pytest.MonkeyPatch,
+    least: int,
+    threads: int,
+) -> None:
+    await serve(server, 0, 1, 2, 3)
+    for number in range(4):
+        some = upsert(20 * number, random_vectors(20))
+        await client.write(COLLECTION, {number: [some]}, wait=True, timeout=10)
+    monkeypatch.setattr(server_module, "_LEAST_ROWS", least)
+    searched = ShardEngine.search
+    asked: dict[int, list[int]] = {}
+    together = threading.Barrier(threads)
+
+    def search(engine: ShardEngine, *rest: Any) -> Hits:
+        asked.setdefault(threading.get_ident(), []).append(rest[0].rows)
+        together.wait(20)
+        return searched(engine, *rest)
+
+    monkeypatch.setattr(ShardEngine, "search", search)
+    filters = [below(row) for row in range(20)]
+    await client.search(COLLECTION, [0, 1, 2, 3], random_queries(20), PARAMS, filters, timeout=60)
+    assert list(asked.values()) == [[20] * (4 // threads)] * threads
+
+
+async def test_what_is_no_filter_is_told(server: ShardServer, client: ShardClient) -> None:
+    await serve(server, 0)
+    await client.write(COLLECTION, {0: [upsert(0, random_vectors(3))]}, wait=True, timeout=10)
+    for filters in ([b"{", below(2)], [below(2), b'{"must":{"key":"n"}}']):
+        with pytest.raises(InvalidInput, match="filter"):
+            await client.search(COLLECTION, [0], random_queries(2), PARAMS, filters, timeout=10)
+
+
 async def test_reading_points_back(server: ShardServer, client: ShardClient) -> None:
     await serve(server, 0, 1)
     vectors = random_vectors(6)
@@ -871,9 +973,14 @@ async def test_vectors_of_all_kinds_are_searched_and_read(
         # More than one block of the server's.
         column = columns.drawn(np.random.default_rng(2), 90, config)[name]
         queries = [row for row in columns.plain(name, column, config) if row]
-        params = SearchParams(limit=6, using=name, filter=filter, with_vectors=(name,))
+        params = SearchParams(limit=6, using=name, with_vectors=(name,))
         hits = await client.search(
-            COLLECTION, [0, 1], columns.column(name, queries, config), params, timeout=30
+            COLLECTION,
+            [0, 1],
+            columns.column(name, queries, config),
+            params,
+            [filter] * len(queries),
+            timeout=30,
         )
         found = decode_ids(hits.points.keys)
         read = columns.plain(name, hits.points.vectors[name], config)

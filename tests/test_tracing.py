@@ -210,8 +210,12 @@ def test_by_grpc_a_request_is_traced_too(running: ShoalInProcess, traces: Traces
 def test_searches_that_go_together_are_traced_each_by_itself(
     http: httpx.Client, traces: Traces
 ) -> None:
+    def ask(number: int) -> httpx.Response:
+        own = {"must": [FILTER, {"key": "n", "range": {"gte": -number}}]}
+        return http.post(PATH, json=QUERY | {"filter": own})
+
     with ThreadPoolExecutor(16) as clients:
-        answers = clients.map(lambda _: http.post(PATH, json=QUERY), range(64))
+        answers = clients.map(ask, range(64))
         assert {answer.status_code for answer in answers} == {200}
     together = 0
     for trace in traces.of(ROUTE, 64):

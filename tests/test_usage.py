@@ -116,7 +116,9 @@ def test_what_goes_together_is_shared_out_and_adds_up(http: httpx.Client) -> Non
     cpu_before = total(http, "shoal_usage_cpu_seconds_total")
 
     def ask(number: int) -> Any:
-        query = {"query": vector(number), "limit": 5}
+        query: dict[str, Any] = {"query": vector(number), "limit": 5}
+        if number % 3:
+            query["filter"] = {"must": {"key": "n", "range": {"lt": 10 * (number % 20)}}}
         return http.post(PATH, json=query, headers=ASKED).json()["usage"]["shoal"]
 
     with ThreadPoolExecutor(16) as clients:

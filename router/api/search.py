@@ -59,6 +59,7 @@ class _Plain:
     offset: int
     selector: Selector
     params: SearchParams
+    filter: bytes
 
     def render(self, hits: Hits, start: int, end: int, config: ShardConfig) -> Rendered:
         """The answer out of this search's part of ``hits``."""
@@ -124,12 +125,12 @@ class _Asked:
             nprobe=asked.nprobe,
             oversampling=quantization.oversampling,
             score_threshold=body.score_threshold,
-            filter=body.filter.check(f"{self.field}filter") if body.filter else b"",
             using=using,
             with_payload=self.selector.wanted,
             with_vectors=wanted_vectors(body.with_vector, config),
         )
-        return _Plain(target, self.limit, self.offset, self.selector, params)
+        filter = body.filter.check(f"{self.field}filter") if body.filter else b""
+        return _Plain(target, self.limit, self.offset, self.selector, params, filter)
 
     async def answer(self, answering: Answering, config: ShardConfig) -> Rendered:
         """As a tree."""
@@ -179,19 +180,21 @@ async def _find(
     """The answers to ``asked``, in order. Plain ones that search alike share one call."""
     config = collection.config
     found: list[Rendered] = [[] for _ in asked]
-    alike: dict[SearchParams, list[tuple[int, _Plain]]] = defaultdict(list)
+    alike: dict[tuple[SearchParams, bytes], list[tuple[int, _Plain]]] = defaultdict(list)
     trees: list[int] = []
     for place, one in enumerate(asked):
         plain = one.plain(config)
         if plain is None:
             trees.append(place)
         else:
-            alike[plain.params].append((place, plain))
+            alike[plain.params, plain.filter].append((place, plain))
     for one in asked:
         names = wanted_vectors(one.body.with_vector, config)
         check_vector_bytes(one.limit + one.offset, names, config)
 
-    async def search_alike(params: SearchParams, some: list[tuple[int, _Plain]]) -> None:
+    async def search_alike(
+        params: SearchParams, filter: bytes, some: list[tuple[int, _Plain]]
+    ) -> None:
         stored = await _stored_vectors(
             context, collection, params.using, [one.target for _, one in some], timeout
         )
@@ -199,7 +202,9 @@ async def _find(
             stored[one.target] if isinstance(one.target, bytes) else one.target for _, one in some
         ]
         queries = parse_queries(targets, params.using, config)
-        hits = await context.fanout.search(collection, queries, params, timeout=timeout)
+        hits = await context.fanout.search(
+            collection, queries, params, filter=filter, timeout=timeout
+        )
         ends = np.cumsum(hits.lengths).tolist()
         for (place, one), start, end in zip(some, [0, *ends[:-1]], ends, strict=True):
             found[place] = one.render(hits, start, end, config)
@@ -208,7 +213,7 @@ async def _find(
         answering = Answering(context, collection, timeout)
         found[place] = await asked[place].answer(answering, config)
 
-    calls = [search_alike(params, some) for params, some in alike.items()]
+    calls = [search_alike(params, filter, some) for (params, filter), some in alike.items()]
     calls += [answer_tree(place) for place in trees]
     if len(calls) == 1:
         await calls[0]

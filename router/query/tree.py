@@ -378,7 +378,6 @@ class Answering:
             nprobe=asked.nprobe,
             oversampling=quantization.oversampling,
             score_threshold=node.threshold,
-            filter=encoded,
             among=b"" if among is None else among.tobytes(),
             using=node.using,
             with_payload=with_payload,
@@ -387,14 +386,14 @@ class Answering:
         match node.query:
             case wire.Nearest(nearest=nearest, mmr=mmr):
                 vector = self._vectors(node, [nearest])
-                return await self._nearest(node, vector, params, left_out, mmr)
+                return await self._nearest(node, vector, params, encoded, left_out, mmr)
             case wire.Recommend(recommend=asked_for):
                 positive = self._vectors(node, asked_for.positive or [])
                 negative = self._vectors(node, asked_for.negative or [])
                 if asked_for.strategy in (None, "average_vector"):
                     own = self._config.vectors.get(node.using)
                     vector = average(positive, negative, multi=own is not None and own.multi)
-                    return await self._nearest(node, vector, params, left_out)
+                    return await self._nearest(node, vector, params, encoded, left_out)
                 if not positive.rows + negative.rows:
                     raise InvalidInput(
                         f"{node.field}query.recommend: expected at least one `positive` or "
@@ -436,26 +435,27 @@ class Answering:
                 return _without(Found(points, np.ones(len(points.keys), np.float32)), left_out)
         vectors = await self._weighted(node, self._vectors(node, node.inputs))
         params = msgspec.structs.replace(params, examples=examples.encode())
-        return self._kept(await self._search(vectors, params), node, params, left_out)
+        return self._kept(await self._search(vectors, params, encoded), node, params, left_out)
 
     async def _nearest(
         self,
         node: Node,
         vector: VectorColumn,
         params: SearchParams,
+        filter: bytes,
         left_out: frozenset[bytes],
         diverse: wire.Mmr | None = None,
     ) -> Found:
         vector = await self._weighted(node, vector)
         if diverse is None:
-            return self._kept(await self._search(vector, params), node, params, left_out)
+            return self._kept(await self._search(vector, params, filter), node, params, left_out)
         count = diverse.candidates_limit or node.limit
         wider = msgspec.structs.replace(
             params,
             limit=count + len(left_out),
             with_vectors=tuple({*params.with_vectors, node.using}),
         )
-        found = self._kept(await self._search(vector, wider), node, wider, left_out)
+        found = self._kept(await self._search(vector, wider, filter), node, wider, left_out)
         found = found.take(np.arange(min(count, len(found.scores))))
         picked = found.take(
             mmr.pick(
@@ -469,9 +469,9 @@ class Answering:
         vectors = {name: picked.points.vectors[name] for name in params.with_vectors}
         return Found(msgspec.structs.replace(picked.points, vectors=vectors), picked.scores)
 
-    async def _search(self, vectors: VectorColumn, params: SearchParams) -> Found:
+    async def _search(self, vectors: VectorColumn, params: SearchParams, filter: bytes) -> Found:
         hits: Hits = await self._context.fanout.search(
-            self._collection, vectors, params, timeout=self._timeout
+            self._collection, vectors, params, filter=filter, timeout=self._timeout
         )
         return Found(hits.points, hits.scores)
 

@@ -135,7 +135,7 @@ class _DenseColumn:
         count = max(limit, math.ceil(limit * (oversampling or _OVERSAMPLING)))
         live = total if alive is None else int(np.count_nonzero(alive))
         if alive is not None and live <= min(_FEW_ROWS, total // 4):
-            few = np.broadcast_to(np.flatnonzero(alive), (len(queries), live))
+            few = np.repeat(np.flatnonzero(alive)[None], len(queries), axis=0)
             return rerank(self._vectors, queries, few, limit, self._distance)
         if exact or index is None or count >= _SCAN_SHARE * total:
             return scan(self._vectors, queries, limit, self._distance, alive)

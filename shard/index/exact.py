@@ -55,10 +55,16 @@ def _count(compared: int, vectors: Vectors) -> None:
 def _nearest(
     vectors: Vectors, queries: Vectors, candidates: Rows, limit: int, distance: Distance
 ) -> tuple[Rows, Scores]:
-    if distance is not Distance.MANHATTAN and candidates.shape[1] >= limit:
+    if distance is not Distance.MANHATTAN and candidates.shape[1]:
         rows, scores = _rerank(vectors, queries, candidates, limit, distance)
-        # Too few candidates, or scores that overflow, are for the careful way.
-        if (rows[:, -1] >= 0).all() and np.isfinite(scores).all():
+        complete = bool((rows[:, -1] >= 0).all())
+        if not complete:
+            found = rows >= 0
+            scores[~found] = 0
+            expected = np.minimum((candidates >= 0).sum(axis=1), limit).sum()
+            complete = bool(np.count_nonzero(found) == expected)
+        # Scores that overflow are for the careful way.
+        if complete and np.isfinite(scores).all():
             return rows, scores
     return _rerank_carefully(vectors, queries, candidates, limit, distance)
 

@@ -150,11 +150,13 @@ class ShardClient:
         shards: Sequence[int],
         queries: VectorColumn,
         params: SearchParams,
+        filters: Sequence[bytes] = (),
         *,
         timeout: float,
     ) -> Hits:
-        """The nearest points in all of ``shards`` to each of ``queries``."""
-        request = codec.encode_search(collection_id, shards, queries, params)
+        """The nearest points in all of ``shards`` to each of ``queries``, of those that the filter
+        of each lets through; without ``filters``: of all."""
+        request = codec.encode_search(collection_id, shards, queries, params, filters)
         reply = await self._call("Search", request, pb.SearchReply, timeout)
         return self._decode(lambda: codec.decode_hits(reply, with_payload=params.with_payload))
 

@@ -7,6 +7,7 @@ naming the field. Decoded arrays are read-only views of the message's bytes; not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import assert_never
 
 import msgspec
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from shard.edits import Edit
 from shard.errors import InvalidInput
-from shard.filter import matcher
+from shard.filter import matcher, runs
 from shard.model import (
     KEY_BYTES,
     KEY_DTYPE,
@@ -181,8 +182,14 @@ def _decode_upsert(upsert: pb.Upsert) -> Upsert:
 
 
 def encode_search(
-    collection_id: str, shards: Sequence[int], queries: VectorColumn, params: SearchParams
+    collection_id: str,
+    shards: Sequence[int],
+    queries: VectorColumn,
+    params: SearchParams,
+    filters: Sequence[bytes] = (),
 ) -> pb.SearchRequest:
+    """``filters``: one a query; none: every point."""
+    alike = list(runs(filters, queries.rows)) if any(filters) else []
     return pb.SearchRequest(
         target=pb.Target(collection_id=collection_id, shards=shards),
         queries=encode_column(params.using, queries),
@@ -193,7 +200,8 @@ def encode_search(
         score_threshold=params.score_threshold,
         with_payload=params.with_payload,
         with_vectors=params.with_vectors,
-        filter=params.filter,
+        filters=[filter for filter, _, _ in alike],
+        filter_queries=[end - start for _, start, end in alike],
         among=params.among,
         examples=params.examples,
     )
@@ -212,11 +220,20 @@ def decode_params(request: pb.SearchRequest) -> SearchParams:
         score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
         with_payload=request.with_payload,
         with_vectors=tuple(request.with_vectors),
-        filter=request.filter,
         among=request.among,
         examples=request.examples,
         using=request.queries.name,
     )
+
+
+def decode_filters(request: pb.SearchRequest, queries: int) -> list[bytes]:
+    """Those of a search for so many queries, as `encode_search` has them. Raises InvalidInput."""
+    counts = request.filter_queries
+    if len(counts) != len(request.filters) or (counts and sum(counts) != queries):
+        raise InvalidInput(f"filters: expected one for each of {queries} queries")
+    if request.examples and len(counts) > 1:
+        raise InvalidInput("filters: expected one for all examples")
+    return list(chain.from_iterable(map(repeat, request.filters, counts)))
 
 
 def encode_points(points: Points) -> pb.PointsReply:

@@ -59,6 +59,10 @@ MAX_WAITING_READS = 2_048
 """Reads that may wait for a thread or run in one; more are refused."""
 _LEAST_BLOCK = 16
 """Fewest queries that a thread is given of a batch that is split over threads."""
+_LEAST_ALIKE, _LEAST_ROWS = 4, 1 << 18
+"""With fewer queries a filter, on average, in shards of fewer rows, one thread does all: NumPy's
+loops are then so short that threads spend as much on waiting for the interpreter's lock as on what
+they do (twice the CPU time with two threads and 75,000 rows, a sixth more with 400,000)."""
 
 _OPTIONS = (
     *KEEPALIVE,
@@ -293,16 +297,27 @@ class ShardServer:
         queries = codec.decode_column(request.queries)
         if not queries.rows:
             raise InvalidInput("queries: expected at least one")
+        filters = codec.decode_filters(request, queries.rows)
+        threads = self._threads
+        if queries.rows < _LEAST_ALIKE * len(set(filters)):
+            rows = sum(shard.engine.rows for shard in shards)
+            threads = 1 if rows < _LEAST_ROWS * len(shards) else threads
         # What the shards alone would leave idle of the threads, the blocks of a batch occupy.
-        count = min(-(-self._threads // len(shards)), max(1, queries.rows // _LEAST_BLOCK))
+        count = min(-(-threads // len(shards)), max(1, queries.rows // _LEAST_BLOCK))
         if params.examples:
             count = 1
         bounds = [queries.rows * block // count for block in range(count + 1)]
-        blocks = [queries.slice(first, end) for first, end in pairwise(bounds)]
-        with self._pacer.search():
-            found = await self._read(
-                shards, *(partial(_search_block, queries=block, params=params) for block in blocks)
+        blocks = [
+            partial(
+                _search_block,
+                queries=queries.slice(first, end),
+                params=params,
+                filters=filters[first:end],
             )
+            for first, end in pairwise(bounds)
+        ]
+        with self._pacer.search():
+            found = await self._read(shards, *blocks, threads=threads)
         hits = merge.merge_hits(
             [merge.stack_hits(found[n : n + count]) for n in range(0, len(found), count)],
             params.limit,
@@ -380,17 +395,20 @@ class ShardServer:
         return [self._hosting.find((target.collection_id, number)) for number in target.shards]
 
     async def _read(
-        self, shards: Sequence[HostedShard], *reads: Callable[[ShardEngine], T]
+        self,
+        shards: Sequence[HostedShard],
+        *reads: Callable[[ShardEngine], T],
+        threads: int | None = None,
     ) -> list[T]:
         """What each of ``reads`` answers of each of ``shards``, shard by shard.
 
-        They are dealt out to the threads; on cancel, those not begun are dropped. A thread takes
-        its whole share at once: handing over costs as much as a small search.
+        They are dealt out to so many threads, None: to all; on cancel, those not begun are dropped.
+        A thread takes its whole share at once: handing over costs as much as a small search.
         """
         jobs = [(one.id[1], partial(read, one.engine)) for one in shards for read in reads]
         if self._waiting + len(jobs) > MAX_WAITING_READS:
             raise Overloaded(f"{self._waiting} reads are waiting already")
-        hands = min(self._threads, len(jobs))
+        hands = min(threads or self._threads, len(jobs))
         abandoned = threading.Event()
         own = account.get()
         own.asked = perf_counter()
@@ -428,8 +446,10 @@ class ShardServer:
         return [shares[number % hands][number // hands] for number in range(len(jobs))]
 
 
-def _search_block(engine: ShardEngine, queries: VectorColumn, params: SearchParams) -> Hits:
-    return engine.search(queries, params)
+def _search_block(
+    engine: ShardEngine, queries: VectorColumn, params: SearchParams, filters: Sequence[bytes]
+) -> Hits:
+    return engine.search(queries, params, filters)
 
 
 def _answer_searches() -> None:

@@ -123,7 +123,7 @@ class WriteReply(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vectors", "filter", "among", "examples")
+    __slots__ = ("target", "queries", "limit", "exact", "nprobe", "oversampling", "score_threshold", "with_payload", "with_vectors", "filters", "filter_queries", "among", "examples")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -133,7 +133,8 @@ class SearchRequest(_message.Message):
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     WITH_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     WITH_VECTORS_FIELD_NUMBER: _ClassVar[int]
-    FILTER_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_QUERIES_FIELD_NUMBER: _ClassVar[int]
     AMONG_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     target: Target
@@ -145,10 +146,11 @@ class SearchRequest(_message.Message):
     score_threshold: float
     with_payload: bool
     with_vectors: _containers.RepeatedScalarFieldContainer[str]
-    filter: bytes
+    filters: _containers.RepeatedScalarFieldContainer[bytes]
+    filter_queries: _containers.RepeatedScalarFieldContainer[int]
     among: bytes
     examples: bytes
-    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[_Union[Column, _Mapping]] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ..., filter: _Optional[bytes] = ..., among: _Optional[bytes] = ..., examples: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ..., queries: _Optional[_Union[Column, _Mapping]] = ..., limit: _Optional[int] = ..., exact: _Optional[bool] = ..., nprobe: _Optional[int] = ..., oversampling: _Optional[float] = ..., score_threshold: _Optional[float] = ..., with_payload: _Optional[bool] = ..., with_vectors: _Optional[_Iterable[str]] = ..., filters: _Optional[_Iterable[bytes]] = ..., filter_queries: _Optional[_Iterable[int]] = ..., among: _Optional[bytes] = ..., examples: _Optional[bytes] = ...) -> None: ...
 
 class SearchReply(_message.Message):
     __slots__ = ("lengths", "scores", "points")
