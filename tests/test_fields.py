@@ -216,6 +216,17 @@ def test_large_numbers_are_compared_exactly() -> None:
             ]
 
 
+@pytest.mark.parametrize("name", ["größe", "价格", "\N{FISH}", "a\\b", "", "a.b", "[]", "\0", "\n"])
+def test_a_field_may_have_any_name(name: str) -> None:
+    rows = Listed([{name: 1}, {"": 1}, {"a": 1, name: 2}, {"a": 1}, {}, {"b": {name: 1}}])
+    matching = Matching(Cache(PLENTY))
+    found = matching.mask(at(f'"{name}"', match={"value": 1}), rows)
+    assert found.tolist() == [True, name == "", False, False, False, False]
+    of_both = encoded({"must": [{"key": "a", "match": {"value": 1}},
+                                {"key": f'"{name}"', "range": {"gte": 2}}]})  # fmt: skip
+    assert np.flatnonzero(matching.mask(of_both, rows)).tolist() == [2]
+
+
 def test_payloads_are_read_once_for_a_field() -> None:
     rows = Listed(
         [{"a": number % 3, "b": [str(number)], "o": [{"a": number}]} for number in range(9)]
