@@ -245,8 +245,9 @@ class ScalarColumn:
         for first, there in self._numbers:
             if there.dtype != np.float64:
                 limits = np.iinfo(there.dtype)
-                wanted = [one for one in by_type[int] if limits.min <= one <= limits.max]
-                places = np.searchsorted(there, np.array(wanted, there.dtype))
+                within = [one for one in by_type[int] if limits.min <= one <= limits.max]
+                wanted = np.array(within, there.dtype)  # NumPy would choose floats for some.
+                places = np.searchsorted(there, wanted)
                 places = np.minimum(places, len(there) - 1)
                 codes += (first + places[there[places] == wanted]).tolist()
         texts = by_type[str]

@@ -202,6 +202,10 @@ def test_large_numbers_are_compared_exactly() -> None:
     for number in LARGE:
         found = matching.mask(at("a", match={"value": number}), rows)
         assert found.tolist() == [type(one) is int and one == number for one in numbers]
+    for number in LARGE:
+        others = [0, *(one for one in LARGE if one != number)]
+        found = matching.mask(at("a", match={"any": others}), rows)
+        assert found.tolist() == [type(one) is int and one in others for one in numbers]
     comparisons: dict[str, Callable[[Any, Any], bool]] = {
         "gt": operator.gt,
         "gte": operator.ge,
