@@ -246,8 +246,9 @@ class ScalarColumn:
         for first, there in self._numbers:
             if there.dtype != np.float64:
                 limits = np.iinfo(there.dtype)
-                wanted = [one for one in by_type[int] if limits.min <= one <= limits.max]
-                places = np.searchsorted(there, np.array(wanted, there.dtype))
+                within = [one for one in by_type[int] if limits.min <= one <= limits.max]
+                wanted = np.array(within, there.dtype)  # NumPy would choose floats for some.
+                places = np.searchsorted(there, wanted)
                 places = np.minimum(places, len(there) - 1)
                 codes += (first + places[there[places] == wanted]).tolist()
         texts = by_type[str]
@@ -442,5 +443,7 @@ def _within(objects: _Nested, paths: tuple[Steps, ...]) -> list[Object]:
 def _decoder(names: frozenset[str]) -> Callable[[Sequence[bytes]], list[Object]]:
     """Decodes those fields of payloads; what is skipped costs half as much."""
     wanted = TypedDict("Fields", dict.fromkeys(names, Any), total=False)  # type: ignore[misc]
-    decode = msgspec.json.Decoder(wanted).decode
+    # Of others, msgspec does not find those whose UTF-8 Python has not made yet (msgspec#1126).
+    plain = all(map(str.isascii, names))
+    decode = msgspec.json.Decoder(wanted if plain else dict[str, Any]).decode
     return lambda payloads: [decode(payload) if payload else {} for payload in payloads]

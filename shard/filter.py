@@ -43,6 +43,8 @@ from shard.text import Analysis
 from shard.times import microseconds, parse_time
 
 MAX_CONDITIONS = 65_536
+MAX_FIELDS = 256
+"""Different ones: of each, a column is made in every segment, while others wait for the thread."""
 MAX_DEPTH = 32
 
 Value = bool | int | str
@@ -168,9 +170,11 @@ class Filter(Struct):
 
         Raises InvalidInput, naming what is wrong below ``field``.
         """
-        count = _compile_filter(self, field)[1]
+        test, count = _compile_filter(self, field)
         if count > MAX_CONDITIONS:
             raise InvalidInput(f"{field}: expected at most {MAX_CONDITIONS} conditions")
+        if len(set(test.fields())) > MAX_FIELDS:
+            raise InvalidInput(f"{field}: expected at most {MAX_FIELDS} different fields")
         return msgspec.json.encode(self) if count else b""
 
 

@@ -54,8 +54,12 @@ def several(value: Any, config: VectorConfig) -> VectorColumn:
 def _floats(numbers: Sequence[Any], field: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     if not all(type(one) in (int, float) for one in numbers):
         raise InvalidInput(f"{field}: expected numbers")
-    with np.errstate(over="ignore"):
-        found = np.array(numbers, np.float64).astype(np.float32)
+    too_large = InvalidInput(f"{field}: a number is out of range for float32")
+    try:
+        with np.errstate(over="ignore"):
+            found = np.array(numbers, np.float64).astype(np.float32)
+    except OverflowError:  # An integer that float64 cannot hold either.
+        raise too_large from None
     if not np.isfinite(found).all():
-        raise InvalidInput(f"{field}: a number is out of range for float32")
+        raise too_large
     return found

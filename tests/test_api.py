@@ -270,6 +270,28 @@ def test_stored_vectors_of_another_form_are_refused(http: httpx.Client, collecti
     ok(http.delete("/collections/forms"))
 
 
+@pytest.mark.parametrize("number", [1e39, 10**39, 10**400])
+def test_numbers_out_of_range_are_refused_in_vectors_of_every_kind(
+    http: httpx.Client, number: float
+) -> None:
+    several = {"size": 2, "distance": "Dot", "multivector_config": {"comparator": "max_sim"}}
+    params = {"vectors": {"several": several, "one": {"size": 2, "distance": "Dot"}}}
+    ok(http.put("/collections/kinds", json={**params, "sparse_vectors": {"words": {}}}))
+    for vector in (
+        {"several": [[1, number]]},
+        {"one": [1, number]},
+        {"words": {"indices": [1], "values": [number]}},
+    ):
+        ((using, query),) = vector.items()
+        body = named_points((1, vector))
+        response = http.put("/collections/kinds/points?wait=true", json=body)
+        assert "out of range" in refused(response, 400)
+        body = {"query": query, "using": using}
+        response = http.post("/collections/kinds/points/query", json=body)
+        assert "out of range" in refused(response, 400)
+    ok(http.delete("/collections/kinds"))
+
+
 WHOLE_BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/odd/points", {"points": [{"id": 1, "vector": VECTOR, "payload": {"a": [1]}}]}),
     ("PUT", "/odd/points", {"batch": {"ids": [1], "vectors": [VECTOR], "payloads": [{}]}}),

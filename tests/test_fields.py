@@ -203,6 +203,10 @@ def test_large_numbers_are_compared_exactly() -> None:
     for number in LARGE:
         found = matching.mask(at("a", match={"value": number}), rows)
         assert found.tolist() == [type(one) is int and one == number for one in numbers]
+    for number in LARGE:
+        others = [0, *(one for one in LARGE if one != number)]
+        found = matching.mask(at("a", match={"any": others}), rows)
+        assert found.tolist() == [type(one) is int and one in others for one in numbers]
     comparisons: dict[str, Callable[[Any, Any], bool]] = {
         "gt": operator.gt,
         "gte": operator.ge,
@@ -215,6 +219,17 @@ def test_large_numbers_are_compared_exactly() -> None:
             assert found.tolist() == [
                 type(one) in (int, float) and compare(one, bound) for one in numbers
             ]
+
+
+@pytest.mark.parametrize("name", ["größe", "价格", "\N{FISH}", "a\\b", "", "a.b", "[]", "\0", "\n"])
+def test_a_field_may_have_any_name(name: str) -> None:
+    rows = Listed([{name: 1}, {"": 1}, {"a": 1, name: 2}, {"a": 1}, {}, {"b": {name: 1}}])
+    matching = Matching(Cache(PLENTY))
+    found = matching.mask(at(f'"{name}"', match={"value": 1}), rows)
+    assert found.tolist() == [True, name == "", False, False, False, False]
+    of_both = encoded({"must": [{"key": "a", "match": {"value": 1}},
+                                {"key": f'"{name}"', "range": {"gte": 2}}]})  # fmt: skip
+    assert np.flatnonzero(matching.mask(of_both, rows)).tolist() == [2]
 
 
 def test_payloads_are_read_once_for_a_field() -> None:

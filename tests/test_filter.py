@@ -16,7 +16,7 @@ from qdrant_client.local.payload_filters import check_filter
 from qdrant_client.local.siphash import point_id_slice
 
 from shard.errors import InvalidInput
-from shard.filter import Filter, matcher
+from shard.filter import MAX_FIELDS, Filter, matcher
 from shard.model import encode_id, encode_ids
 from shard.slices import siphash, slice_of, slices_of
 from tests import filters
@@ -95,6 +95,19 @@ def test_what_is_no_filter_is_told(given: Any, message: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         decode(given).check("filter")
     assert message in str(raised.value)
+
+
+def test_a_filter_is_about_so_many_fields_at_most() -> None:
+    of_one: list[Any] = [{"key": "a", "match": {"value": n}} for n in range(MAX_FIELDS + 1)]
+    of_many = [{**one, "key": f"a.b{n}"} for n, one in enumerate(of_one)]
+    assert decode({"should": of_one}).check("filter")
+    assert decode({"should": of_many[1:]}).check("filter")
+    for one in (
+        {"should": of_many},
+        {"must": {"nested": {"key": "o", "filter": {"should": of_many}}}},
+    ):
+        with pytest.raises(InvalidInput, match=f"at most {MAX_FIELDS} different fields"):
+            decode(one).check("filter")
 
 
 def test_a_slice_is_a_hash_that_is_published() -> None:

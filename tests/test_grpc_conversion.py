@@ -329,6 +329,9 @@ def test_what_json_cannot_say_is_refused() -> None:
         ("Query", {}, "Query: expected one of nearest, recommend"),
         ("Query", {"fusion": 17}, "fusion: expected a value of Fusion, got 17"),
         ("Value", {"double_value": float("inf")}, "a payload cannot hold the number inf"),
+        ("Range", {"gt": float("inf")}, "gt: expected a finite number, got inf"),
+        ("SearchPoints", {"score_threshold": float("nan")}, "score_threshold: expected a finite"),
+        ("StartFrom", {"float": float("nan")}, "float: expected a finite number, got nan"),
         ("StartFrom", {"timestamp": {"seconds": 10**15}}, "are no date"),
     ]
     for name, fields, expected in cases:

@@ -27,7 +27,7 @@ def to_rest(message: Message) -> Any:
     """``message`` as values for orjson, with NumPy arrays (n,) float32 for lists of floats.
 
     Raises InvalidInput for what JSON cannot say: a ``oneof`` that must be set and is not, a value
-    that the enumeration does not have, a number that is not finite in a payload.
+    that the enumeration does not have, a number that is not finite.
     """
     return _converter(cast(Descriptor, message.DESCRIPTOR))(message)
 
@@ -137,6 +137,8 @@ def _field_converter(field: FieldDescriptor) -> Convert:
     if field.is_repeated:
         # Written by orjson in a third of the digits that a list of Python's floats has.
         return _floats if field.type == FieldDescriptor.TYPE_FLOAT else list
+    if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+        return _finite(field.name)
     return _same
 
 
@@ -146,6 +148,16 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _finite(field: str) -> Convert:
+    def convert(value: float) -> float:
+        # Written as null, it would be as if it had not been given: a bound that bounds nothing.
+        if not math.isfinite(value):
+            raise InvalidInput(f"{field}: expected a finite number, got {value}")
+        return value
+
+    return convert
 
 
 def _floats(values: Any) -> Any:
