@@ -42,7 +42,7 @@ from shard.predicates import (
 from shard.text import Analysis
 from shard.times import microseconds, parse_time
 
-MAX_CONDITIONS = 65_536
+MAX_CONDITIONS = 8_192
 MAX_FIELDS = 256
 """Different ones: of each, a column is made in every segment, while others wait for the thread."""
 MAX_DEPTH = 32
