@@ -20,7 +20,10 @@ from shard.model import Delete, Keys, Mask, Operation, Points, Rows, Upsert, Vec
 from shard.state import ShardState
 
 _RECORD_ROWS = 4_096
-"""Rows that are rewritten by one record of the log."""
+"""Rows that are rewritten by one record of the log, at most; and as many as have, going by the
+rows before, about so many bytes."""
+_RECORD_BYTES = 16 << 20
+_FIRST_ROWS = 16
 
 Mode = Literal["upsert", "insert_only", "update_only"]
 
@@ -79,13 +82,18 @@ def resolve(
         return
     found = state.view.matching_keys(filter) if chosen is None else chosen
     change = _changer(edit)
-    for first in range(0, len(found), _RECORD_ROWS):
-        some = found[first : first + _RECORD_ROWS]
-        if edit.action == "delete_points":
-            yield Delete(some)
-            continue
+    if edit.action == "delete_points":
+        for first in range(0, len(found), _RECORD_ROWS):
+            yield Delete(found[first : first + _RECORD_ROWS])
+        return
+    first, rows = 0, _FIRST_ROWS
+    while first < len(found):
+        some = found[first : first + rows]
         points = _stored(state, some)
         assert points.payloads is not None
+        first += rows
+        stored = sum(map(len, points.payloads)) + sum(c.nbytes for c in points.vectors.values())
+        rows = min(_RECORD_ROWS, max(1, rows * _RECORD_BYTES // max(1, stored)))
         if edit.action == "delete_vectors":
             yield _without_vectors(points, edit.keys, state)
             continue
