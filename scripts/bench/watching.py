@@ -3,8 +3,9 @@
     git worktree add /tmp/before COMMIT
     .venv/bin/python -m scripts.bench.watching --before /tmp/before [--rounds N] [--out FILE]
 
-There is no switch for metrics, so what is compared is another checkout's code, of the commit
-before they came. Three services have the same vectors: that one; this one, which is asked for
+There is no switch for metrics, so what is compared is another checkout's code: of the commit before
+they came, or this one's with `Observer`, `usage.measure`, `usage.stage` and `Accounts.settle` doing
+nothing. Three services have the same vectors: that one; this one, which is asked for
 metrics every 15 s as Prometheus would; and this one with one request in a hundred traced, to a
 collector that takes the spans and does nothing with them. They get the same load in turns of two
 seconds, in another order each round, and are compared round by round: what else the machine does,
