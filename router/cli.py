@@ -29,6 +29,16 @@ def main() -> None:
     """Shoal: vector search whose truth is in object storage."""
 
 
+_host = click.option("--host", default="127.0.0.1", help="Address to listen on.")
+_port = click.option(
+    "--port", type=click.IntRange(0, 65_535), default=6333, help="HTTP; 0: any free."
+)
+_grpc_port = click.option(
+    "--grpc-port", type=click.IntRange(0, 65_535), default=6334, help="gRPC; 0: any free."
+)
+_shards = click.option(
+    "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
+)
 _log_level = click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -57,17 +67,10 @@ _hardware_reporting = click.option(
 
 @main.command("serve", context_settings={"auto_envvar_prefix": "SHOAL"})
 @click.option("--data", default="shoal-data", help="Directory or s3://BUCKET/PREFIX.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=6333, help="HTTP; 0: any free.")
-@click.option(
-    "--grpc-port",
-    type=click.IntRange(0, 65_535),
-    default=6334,
-    help="gRPC; 0: any free.",
-)
-@click.option(
-    "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
-)
+@_host
+@_port
+@_grpc_port
+@_shards
 @click.option(
     "--shard-servers",
     type=click.IntRange(1, 1_024),
@@ -129,17 +132,10 @@ def serve_command(
 
 @main.command("router", context_settings={"auto_envvar_prefix": "SHOAL"})
 @click.option("--data", default="shoal-data", help="The cluster's directory or s3://BUCKET/PREFIX.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=6333, help="HTTP; 0: any free.")
-@click.option(
-    "--grpc-port",
-    type=click.IntRange(0, 65_535),
-    default=6334,
-    help="gRPC; 0: any free.",
-)
-@click.option(
-    "--shards", type=click.IntRange(1, 1_024), default=4, help="Shards of a new collection."
-)
+@_host
+@_port
+@_grpc_port
+@_shards
 @_log_level
 @_log_format
 @_slow_query_ms
@@ -201,7 +197,7 @@ def router_command(
     "--cluster-tls",
     help="Directory on Ray's nodes of tls.crt, tls.key and ca.crt, for TLS with routers.",
 )
-@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@_host
 @click.option(
     "--grpc-port",
     type=click.IntRange(0, 65_535),
