@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RATIO = 0.01
+RATIO = 0.001
 """Of requests that bring no decision, how many are traced, unless ``OTEL_TRACES_SAMPLER`` is set.
 A trace takes more than a small search does."""
 LAST_SECONDS = 3.0

@@ -6,7 +6,7 @@
 There is no switch for metrics, so what is compared is another checkout's code: of the commit before
 they came, or this one's with `Observer`, `usage.measure`, `usage.stage` and `Accounts.settle` doing
 nothing. Three services have the same vectors: that one; this one, which is asked for
-metrics every 15 s as Prometheus would; and this one with one request in a hundred traced, to a
+metrics every 15 s as Prometheus would; and this one with one request in a thousand traced, to a
 collector that takes the spans and does nothing with them. They get the same load in turns of two
 seconds, in another order each round, and are compared round by round: what else the machine does,
 it does to all.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,11 +47,16 @@ def main() -> None:
     arguments.add_argument("--before", type=Path, required=True, help="A checkout to compare with.")
     arguments.add_argument("--data", default="clustered-100-60k")
     arguments.add_argument("--rounds", type=int, default=40)
+    arguments.add_argument("--clients", type=int, nargs="+", default=[1, MANY])
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     with TemporaryDirectory() as folder:
         figures = _measure(
-            Path(folder), data.load(chosen.data), chosen.before.absolute(), chosen.rounds
+            Path(folder),
+            data.load(chosen.data),
+            chosen.before.absolute(),
+            chosen.rounds,
+            chosen.clients,
         )
     Console().print_json(json.dumps(figures))
     if chosen.out:
@@ -58,14 +64,22 @@ def main() -> None:
 
 
 def _measure(
-    folder: Path, loaded: data.DataSet, before: Path, rounds: int
+    folder: Path, loaded: data.DataSet, before: Path, rounds: int, every_clients: list[int]
 ) -> dict[str, dict[str, float]]:
+    # The same segments for all: what is built anew is calibrated a little differently.
+    with services.shoal(folder / "data") as service:
+        collection.fill(service.url, loaded, _SHARDS)
+        collection.settle(service.url)
     with ExitStack() as stack:
         collector = stack.enter_context(_collector())
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector}
         running = {
             name: stack.enter_context(
-                services.shoal(folder / name.replace(" ", "-"), checkout=checkout, env=env)
+                services.shoal(
+                    shutil.copytree(folder / "data", folder / name.replace(" ", "-")),
+                    checkout=checkout,
+                    env=env,
+                )
             )
             for name, checkout, env in (
                 (_BEFORE, before, {}),
@@ -73,15 +87,11 @@ def _measure(
                 (_TRACED, None, traced),
             )
         }
-        for service in running.values():
-            collection.fill(service.url, loaded, _SHARDS)
-        for service in running.values():
-            collection.settle(service.url)
         for name in (_WATCHED, _TRACED):
             stack.enter_context(_scraped(running[name].url))
         return {
             f"{clients} clients": _compare(running, loaded, clients, rounds)
-            for clients in (1, MANY)
+            for clients in every_clients
         }
 
 
