@@ -167,7 +167,14 @@ class Nested:
         yield from self._test.fields()
 
 
-class HasId:
+class _OfThePoint:
+    """Asks for nothing that is in a payload."""
+
+    def fields(self) -> Iterator[Field]:
+        return iter(())
+
+
+class HasId(_OfThePoint):
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._set = set(keys.tolist())
@@ -178,12 +185,9 @@ class HasId:
     def mask(self, rows: Rows, unknown: bool) -> Mask:
         return rows.among(self._keys)
 
-    def fields(self) -> Iterator[Field]:
-        return iter(())
-
 
 @dataclass(frozen=True)
-class InSlice:
+class InSlice(_OfThePoint):
     total: int
     index: int
 
@@ -194,12 +198,9 @@ class InSlice:
     def mask(self, rows: Rows, unknown: bool) -> Mask:
         return rows.in_slice(self.total, self.index)
 
-    def fields(self) -> Iterator[Field]:
-        return iter(())
-
 
 @dataclass(frozen=True)
-class HasVector:
+class HasVector(_OfThePoint):
     name: str
 
     def holds(self, object: Object, key: bytes, has: Mapping[str, bool]) -> bool:
@@ -207,6 +208,3 @@ class HasVector:
 
     def mask(self, rows: Rows, unknown: bool) -> Mask:
         return rows.has(self.name)
-
-    def fields(self) -> Iterator[Field]:
-        return iter(())
