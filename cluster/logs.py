@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from shard.rpc.origin import origins, served
+from shard.rpc.origin import callers, served
 
 LogFormat: TypeAlias = Literal["text", "json"]
 
@@ -43,13 +43,13 @@ class JsonFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """What is told besides the message: the requests, if there are any, and the record's own."""
-    callers = origins.get()
-    ids = list(dict.fromkeys([*served.get(), *(one.request_id for one in callers)]))
+    origins = callers.get().origins
+    ids = list(dict.fromkeys([*served.get(), *(one.request_id for one in origins)]))
     about: dict[str, Any] = {}
     if len(ids) == 1:
         about["request_id"] = ids[0]
-        if callers and callers[0].trace_id:
-            about["trace_id"] = callers[0].trace_id
+        if origins and origins[0].trace_id:
+            about["trace_id"] = origins[0].trace_id
     elif ids:
         about["request_ids"] = ids
     return about | getattr(record, "fields", {})

@@ -6,7 +6,6 @@ to the gRPC server inside, which goes on when Ray's head is gone.
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ import ray
 
 from cluster.settings import ClusterSettings, configure_logging
 from shard import tracing
+from shard.garbage import spare_garbage_collector
 from shard.model import ShardConfig
 from shard.objects import open_object_store
 from shard.rpc.hosting import ShardId
@@ -86,7 +86,5 @@ class ShardServerActor:
         )
         self._address = f"{host}:{server.start()}"
         logger.info("%s listens on %s", self._name, self._address)
-        # What was imported stays: the garbage collector need not look through it time and again.
-        gc.collect()
-        gc.freeze()
+        spare_garbage_collector()
         return server

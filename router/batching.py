@@ -30,7 +30,7 @@ from shard.errors import InvalidInput, ShoalError
 from shard.filter import is_of_texts
 from shard.model import Hits, SearchParams, VectorColumn
 from shard.rpc.merge import split_hits
-from shard.rpc.origin import Origin, origins
+from shard.rpc.origin import Callers, Together, callers
 
 UNDER_WAY = 1
 """Batches alike that are out at a time. With more of them each is smaller, and all are slower."""
@@ -52,11 +52,11 @@ Send: TypeAlias = Callable[
 """With a filter for each query."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     queries: VectorColumn
     filter: bytes
-    callers: tuple[Origin, ...]
+    callers: Callers
     since: float
     """By `perf_counter`."""
     deadline: float
@@ -126,7 +126,7 @@ class _Lane:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
         deadline = monotonic() + timeout
         self._waiting.append(
-            _Waiting(queries, filter, origins.get(), perf_counter(), deadline, found)
+            _Waiting(queries, filter, callers.get(), perf_counter(), deadline, found)
         )
         self._fill_soon()
         try:
@@ -187,7 +187,7 @@ class _Lane:
     async def _run(self, batch: list[_Waiting]) -> None:
         queries = VectorColumn.concatenate([one.queries for one in batch])
         filters = [one.filter for one in batch for _ in range(one.queries.rows)]
-        origins.set(_callers(batch, queries.rows))
+        callers.set(_together(batch, queries.rows))
         timeout = max(one.deadline for one in batch) - monotonic()
         try:
             hits = await self._send(self._collection, queries, self._params, filters, timeout)
@@ -210,18 +210,16 @@ class _Lane:
                 one.found.set_result(part)
 
 
-def _callers(batch: list[_Waiting], queries: int) -> tuple[Origin, ...]:
+def _together(batch: list[_Waiting], queries: int) -> Together:
     """Whom a batch of so many queries is for, each with its share. Traces their waiting."""
     now = perf_counter()
-    callers = []
+    attributes = {"shoal.batch.queries": queries}
     for one in batch:
-        for caller in one.callers:
-            if caller.traceparent:
-                attributes = {"shoal.batch.queries": queries}
-                tracing.record("gather", caller.traceparent, one.since, now, attributes)
-            share = caller.share * one.queries.rows / queries
-            callers.append(Origin(caller.request_id, caller.traceparent, share, caller.charges))
-    return tuple(callers)
+        for origin in one.callers.traced:
+            tracing.record("gather", origin.traceparent, one.since, now, attributes)
+    return Together(
+        (origin, one.queries.rows / queries) for one in batch for origin in one.callers.origins
+    )
 
 
 def _cancel_if_unwanted(

@@ -370,6 +370,18 @@ class Fanout:
         answers = await asyncio.gather(*map(ask, topology.servers.values()))
         return dict(zip(topology.servers, answers, strict=True))
 
+    async def profile(self, server: str, seconds: float, hertz: int, *, timeout: float) -> str:
+        """What `Profiler.take` answers in the shard server of that name.
+
+        Raises NotFound where there is none.
+        """
+        topology = self._topology.current
+        address = topology.servers.get(server)
+        if address is None:
+            known = ", ".join(sorted(topology.servers)) or "none"
+            raise NotFound(f"server: no shard server {server[:100]!r}; there is {known}")
+        return await self._client(topology, address).profile(seconds, hertz, timeout=timeout)
+
     async def close(self) -> None:
         """Close every connection; calls under way are cut off."""
         for task in self._closing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 import ssl
@@ -24,6 +23,7 @@ from router.observing import Observation
 from router.security.settings import Security
 from shard import tracing
 from shard.errors import Unavailable
+from shard.garbage import spare_garbage_collector
 from shard.objects import ObjectStore
 from shard.rpc.tls import Renewed, channel_credentials, serving_credentials
 from shard.scheduling import ask_for_short_slices
@@ -69,6 +69,7 @@ async def routing(
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
+            server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             ssl_certfile=security.tls_cert,
@@ -82,9 +83,7 @@ async def routing(
     exits = ExitStack()
     exits.enter_context(tracing.exporting("shoal-router"))
     serving = asyncio.create_task(server.serve([listening]))
-    # What was imported stays: the garbage collector need not look through it time and again.
-    gc.collect()
-    gc.freeze()
+    spare_garbage_collector()
     try:
         while not server.started:
             if serving.done():

@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 
 from router.directory import Directory
 from router.fanout import Fanout
+from router.subjects import Subjects
 from shard.errors import Unavailable
 from shard.metrics import Timings, Together, pack, unpack
 
@@ -41,6 +42,7 @@ PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Kind(NamedTuple):
@@ -64,10 +66,18 @@ class Requests(Collector):
             "From when a request comes to a router until it is answered.",
             Kind._fields,
             _SECONDS,
+            self.kind,
         )
         self.count = self._seconds.count
-        """With a `Kind` for labels."""
+        """With labels that `kind` makes a `Kind` of."""
         self.in_flight = 0
+
+    def kind(self, given: tuple[str, ...]) -> Kind:
+        """Of such labels, but with whatever method and collection a request has named."""
+        method, route, code, name = given
+        # Nobody can make up kinds without end.
+        method = method if method in _METHODS else ""
+        return Kind(method, route, code, name and self._directory.known(name))
 
     def collect(self) -> Iterable[Metric]:
         requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
@@ -90,12 +100,13 @@ class RouterMetrics:
         """``router`` is the number of this process, ``shared`` the directory of all of them, if
         there are several."""
         self.requests = Requests(directory)
+        self.subjects = Subjects()
         self._directory = directory
         self._fanout = fanout
         self._router = router
         self._shared = shared
         self._registry = CollectorRegistry()
-        for collector in (self.requests, *fanout.metrics, GC_COLLECTOR):
+        for collector in (self.requests, self.subjects, *fanout.metrics, GC_COLLECTOR):
             self._registry.register(collector)
         ProcessCollector("shoal", registry=self._registry)
         Gauge(

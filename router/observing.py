@@ -1,11 +1,13 @@
 """Watches each request from its first byte to the last of its answer: counts it, gives it an id by
-which log lines and the shard servers know it, and tells of slow ones.
+which log lines and the shard servers know it, charges the holder of its token, and tells of slow
+ones.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Awaitable
 from random import getrandbits
 from time import perf_counter
 from typing import Any
@@ -13,16 +15,17 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.directory import Directory
 from router.metrics import Kind, Requests
+from router.security.access import Access
+from router.subjects import Subjects
 from shard import tracing
-from shard.rpc.origin import Origin, origins
+from shard.rpc.origin import Origin, callers
 from shard.usage import Usage
 
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(rb"[!-~]{1,128}")
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_HEADERS = {b"x-request-id", b"traceparent", b"shoal-usage"}
 _SLOWEST_CALLS = 8
 _CLIENT_GONE, _FAILED = 499, 500
 """What a request is counted as that has no answer. The former is nginx's."""
@@ -49,11 +52,11 @@ class Observer:
     """
 
     def __init__(
-        self, app: ASGIApp, requests: Requests, directory: Directory, observation: Observation
+        self, app: ASGIApp, requests: Requests, subjects: Subjects, observation: Observation
     ) -> None:
         self._app = app
         self._requests = requests
-        self._directory = directory
+        self._subjects = subjects
         self._slow_seconds = observation.slow_query_ms / 1_000 or float("inf")
         self._reports_usage = observation.hardware_reporting
 
@@ -63,28 +66,31 @@ class Observer:
             return
         started = scope["started"] = perf_counter()
         request_id = traceparent = b""
-        scope["reports_usage"] = self._reports_usage
+        reports_usage = self._reports_usage
         for name, value in scope["headers"]:
-            if name == b"x-request-id" and _ID.fullmatch(value):
-                request_id = value
-            elif name == b"traceparent":
+            if name not in _HEADERS:
+                continue
+            if name == b"traceparent":
                 traceparent = value
             elif name == b"shoal-usage":
-                scope["reports_usage"] = value == b"true"
+                reports_usage = value == b"true"
+            elif _ID.fullmatch(value):
+                request_id = value
+        scope["reports_usage"] = reports_usage
         request_id = request_id or b"%032x" % getrandbits(128)
         span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
-        origin = scope["origin"] = Origin(
-            request_id.decode(), "" if span is None else span.traceparent
-        )
-        origins.set((origin,))
+        origin = Origin(request_id.decode(), "" if span is None else span.traceparent)
+        scope["origin"] = origin
+        callers.set(origin)
         status = _CLIENT_GONE
 
-        async def answer(message: Message) -> None:
+        # No coroutine of its own around the server's.
+        def answer(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            await send(message)
+            return send(message)
 
         self._requests.in_flight += 1
         try:
@@ -96,30 +102,26 @@ class Observer:
         finally:
             self._requests.in_flight -= 1
             seconds = perf_counter() - started
-            kind = self._kind(scope, status)
-            self._requests.count(kind, seconds, origin.trace_id)
+            route, params = scope.get("route"), scope.get("path_params")
+            labels = (
+                scope["method"],
+                "" if route is None else route.path,
+                str(status),
+                params.get("name", "") if params else "",
+            )
+            self._requests.count(labels, seconds, origin.trace_id)
             if span is not None:
-                _end(span, kind, origin.request_id)
+                _end(span, self._requests.kind(labels), origin.request_id)
+            access: Access | None = scope.get("access")
+            if access is not None and access.subject is not None:
+                self._subjects.charge(access.subject, origin)
             if seconds >= self._slow_seconds:
-                _tell(kind, seconds, origin)
-
-    def _kind(self, scope: Scope, status: int) -> Kind:
-        """What a request is counted as. Nobody can make up kinds without end."""
-        route = scope.get("route")
-        name = scope.get("path_params", {}).get("name", "")
-        return Kind(
-            scope["method"] if scope["method"] in _METHODS else "",
-            route.path if route is not None else "",
-            str(status),
-            self._directory.known(name) if name else "",
-        )
+                _tell(self._requests.kind(labels), seconds, origin)
 
 
 def usage_of(origin: Origin) -> dict[str, Any]:
     """What a request has taken until now, as Qdrant tells it, with Shoal's own beside."""
-    total = Usage()
-    for charge in origin.charges:
-        total.add(charge.cost.usage.part(charge.share))
+    total = origin.usage()
     own = {"vectors": total.vectors, "cpu_seconds": total.cpu_seconds}
     return {"hardware": hardware(total), "inference": None, "shoal": own}
 
@@ -154,7 +156,8 @@ def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
 
 def _tell(kind: Kind, seconds: float, origin: Origin) -> None:
     """Log a request that was slow. Nothing of its body or its answer is told."""
-    slowest = sorted(origin.charges, key=lambda charge: -charge.seconds)[:_SLOWEST_CALLS]
+    calls = [charge for charge, _ in origin.charges()]
+    slowest = sorted(calls, key=lambda charge: -charge.seconds)[:_SLOWEST_CALLS]
     logger.warning(
         "slow: %s %s took %.3f s",
         kind.method,

@@ -24,8 +24,10 @@ import jsonschema
 import kubernetes_validate
 import promql_parser
 import yaml
+from grpc_health.v1 import health
 
 from router.cli import main
+from router.grpc import protocol
 
 Object = dict[str, Any]
 
@@ -336,6 +338,28 @@ def _service_port(rendered: Rendered, one: Object, name: str, port: str | int) -
         yield f"{title(one)}: no port {port} of a service {name}"
 
 
+def grpc_is_let_in(rendered: Rendered) -> Iterator[str]:
+    """What leads gRPC in names every service that a router has, and nothing else."""
+    services = [protocol.service(name).full_name for name in protocol.SERVICES]
+    wanted = {f"/{name}" for name in (*services, health.SERVICE_NAME)}
+    paths: dict[str, set[str]] = {}
+    for one in rendered.of("Ingress"):
+        for rule in one["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                port = path["backend"]["service"]["port"]["name"]
+                paths.setdefault(f"{title(one)}, port {port}", set()).add(path["path"])
+    for one in rendered.of("HTTPRoute"):
+        for rule in one["spec"]["rules"]:
+            (port,) = (backend["port"] for backend in rule["backendRefs"])
+            port = {6333: "http", 6334: "grpc"}.get(port, port)
+            named = {match["path"]["value"] for match in rule["matches"]}
+            paths.setdefault(f"{title(one)}, port {port}", set()).update(named)
+    for where, found in paths.items():
+        expected = wanted if where.endswith("grpc") else {"/"}
+        if found != expected:
+            yield f"{where}: paths {sorted(found)}, expected {sorted(expected)}"
+
+
 def selectors_find_pods(rendered: Rendered) -> Iterator[str]:
     pods = [pod.labels for pod in rendered.pods()]
     services = [one["metadata"].get("labels", {}) for one in rendered.of("Service")]
@@ -581,6 +605,7 @@ CHECKS: Sequence[Callable[[Rendered], Iterator[str]]] = (
     volumes_are_mounted,
     secrets_are_referred_to,
     references_lead_somewhere,
+    grpc_is_let_in,
     selectors_find_pods,
     pods_are_spread,
     commands_are_shoals,

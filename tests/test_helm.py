@@ -78,6 +78,17 @@ VALUES: dict[str, dict[str, Any]] = {
         }
     },
     "ingress-certificate": {"ingress": {"enabled": True, "host": "a.example", "tls": TLS}},
+    "ingress-grpc": {
+        "ingress": {
+            "enabled": True,
+            "host": "a.example",
+            "tls": TLS,
+            "grpc": {
+                "enabled": True,
+                "annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "GRPC"},
+            },
+        }
+    },
     "gateway": {"gateway": {"enabled": True, "parentRefs": [{"name": "main"}]}},
     "no-policies": {"networkPolicy": {"enabled": False}},
     "clients": {"networkPolicy": {"clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}},
@@ -105,7 +116,7 @@ def test_what_it_makes_is_right(name: str) -> None:
 
 @pytest.mark.parametrize("release", ["a" * 53, "prod.eu", "my-shoal", "x" * 39 + "-shoal"])
 def test_any_release_has_valid_names(release: str) -> None:
-    everything = {**VALUES["metrics"], **VALUES["ingest"], **VALUES["ingress-certificate"]}
+    everything = {**VALUES["metrics"], **VALUES["ingest"], **VALUES["ingress-grpc"]}
     assert everything_wrong(render(everything, release=release)) == []
 
 
@@ -188,7 +199,7 @@ Break = Callable[[Rendered], object]
 FULL = {
     **VALUES["metrics"],
     **VALUES["ingest"],
-    **VALUES["ingress-certificate"],
+    **VALUES["ingress-grpc"],
     **VALUES["groups"],
     **VALUES["redis"],
     "objectStore": {**STORE, "existingSecret": "store"},
@@ -317,6 +328,10 @@ BREAKS: dict[str, Break] = {
     "an ingress to nowhere": lambda r: find(r, "Ingress")["spec"]["rules"][0]["http"]["paths"][0][
         "backend"
     ]["service"].update(name="other"),
+    "a service by gRPC less": lambda r: find(r, "Ingress", "-grpc")["spec"]["rules"][0]["http"][
+        "paths"
+    ].pop(),
+    "a route for gRPC less": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["matches"].pop(),
     "a route to nowhere": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["backendRefs"][
         0
     ].update(port=80),

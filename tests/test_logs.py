@@ -21,7 +21,7 @@ from cluster.logs import JsonFormatter, TextFormatter
 from router.grpc import protocol
 from router.observing import Observation
 from shard.engine import ShardEngine
-from shard.rpc.origin import Origin, origins
+from shard.rpc.origin import Origin, Together, callers
 from tests.shoal_in_process import ShoalInProcess
 from tests.shoal_process import ShoalProcess
 
@@ -105,12 +105,12 @@ def test_a_line_is_one_json_object() -> None:
 
 @pytest.mark.parametrize("ids", [[], ["a"], ["a", "a"], ["a", "b"]])
 def test_a_line_names_the_requests_that_it_is_about(ids: list[str]) -> None:
-    token = origins.set(tuple(map(Origin, ids)))
+    token = callers.set(Together((Origin(one), 1.0) for one in ids))
     try:
         line = json.loads(JsonFormatter().format(record("hm")))
         text = TextFormatter().format(record("hm"))
     finally:
-        origins.reset(token)
+        callers.reset(token)
     assert line.get("request_id") == (ids[0] if len(set(ids)) == 1 else None)
     assert line.get("request_ids") == (ids if len(set(ids)) == 2 else None)
     assert all(f'"{one}"' in text for one in ids)

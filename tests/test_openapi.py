@@ -29,7 +29,7 @@ from schemathesis.checks import CheckContext
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from router.profiling import sample
+from shard.profiling import sample
 from tests import filters
 from tests.shoal_in_process import ShoalInProcess
 from tests.test_query_differential import points, prefetches
@@ -86,7 +86,7 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         patch.setattr("router.api.snapshots._WAIT_SECONDS", 0)
         patch.setattr("router.api.snapshots._LOOK_SECONDS", 0)
         # How long a profile takes.
-        patch.setattr("router.api.telemetry.sample", lambda _, *rest: sample(0.01, *rest))
+        patch.setattr("shard.profiling.sample", lambda _, *rest: sample(0.01, *rest))
         yield client
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,7 @@ from time import monotonic, sleep
 import httpx
 import pytest
 
-from router import profiling
-from router.api import telemetry
+from shard import profiling
 from tests.shoal_in_process import ShoalInProcess
 
 
@@ -23,6 +23,8 @@ def http(tmp_path: Path) -> Iterator[httpx.Client]:
         ShoalInProcess(tmp_path, servers=1, default_shards=1) as shoal,
         httpx.Client(base_url=shoal.url, timeout=30) as client,
     ):
+        vectors = {"size": 4, "distance": "Dot"}
+        client.put("/collections/songs", json={"vectors": vectors}).raise_for_status()
         yield client
 
 
@@ -82,15 +84,53 @@ def test_a_router_is_profiled_while_it_serves(http: httpx.Client) -> None:
     assert response.headers["content-type"].startswith("text/plain")
     found = counts(response.text)
     assert [stack for stack in found if stack.startswith("router;")]
-    assert [stack for stack in found if "router.observing:Observer.__call__" in stack]
-    http.get("/profile", params={"seconds": 0.01}).raise_for_status()
+    assert not [stack for stack in found if "shard.profiling:sample" in stack]
+
+
+def test_a_request_is_seen(http: httpx.Client) -> None:
+    # Threads are looked at when they let go of the interpreter, which a short request does seldom.
+    http.headers["content-type"] = "application/json"
+    long = json.dumps({"filter": {"must": [{"has_id": list(range(100_000))}]}})
+    deadline = monotonic() + 60
+    seen = False
+    with ThreadPoolExecutor() as pool:
+        while not seen and monotonic() < deadline:
+            profile = pool.submit(http.get, "/profile", params={"seconds": 0.5, "hertz": 500})
+            while not profile.done():
+                http.post("/collections/songs/points/count", content=long).raise_for_status()
+            stacks = counts(profile.result().raise_for_status().text)
+            seen = any("router.observing:Observer.__call__" in stack for stack in stacks)
+    assert seen
+
+
+def test_a_shard_server_is_profiled_by_any_router(http: httpx.Client) -> None:
+    with ThreadPoolExecutor() as pool:
+        asked: dict[str, str | float] = {"server": "server-0", "seconds": 1, "hertz": 500}
+        profile = pool.submit(http.get, "/profile", params=asked)
+        sleep(0.2)
+        second = http.get("/profile", params={"server": "server-0"})
+        assert second.status_code == 429
+        # The router's own is another matter, as it would be in a process of its own.
+        http.get("/profile", params={"seconds": 0.01}).raise_for_status()
+        response = profile.result().raise_for_status()
+    found = counts(response.text)
+    assert [stack for stack in found if "shard.rpc.server:ShardServer._run" in stack]
+    http.get("/profile", params=asked | {"seconds": 0.01}).raise_for_status()
+
+
+def test_a_shard_server_that_is_not_there_is_named(http: httpx.Client) -> None:
+    response = http.get("/profile", params={"server": "server-1"})
+    assert response.status_code == 404
+    error = response.json()["status"]["error"]
+    assert "no shard server 'server-1'" in error
+    assert "server-0" in error
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("seconds", value) for value in ("0", "-1", "nan", "inf", "x", "")),
-        ("seconds", str(telemetry.MAX_PROFILE_SECONDS + 1)),
+        ("seconds", str(profiling.MAX_SECONDS + 1)),
         *(("hertz", value) for value in ("0", "1001", "1.5", "x")),
     ],
 )

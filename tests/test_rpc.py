@@ -1144,3 +1144,21 @@ async def test_stopping_closes_every_shard(
     assert all(engine.closed.is_set() for engine in engines.opened)
     with pytest.raises(Unavailable):
         await count(client)
+
+
+async def test_a_profile_that_nobody_waits_for_ends(client: ShardClient) -> None:
+    with pytest.raises(TimeoutError):
+        await client.profile(60, 10, timeout=0.3)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await client.profile(0.05, 100, timeout=10)
+                break
+            except Overloaded:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("seconds", "hertz"), [(0, 1), (61, 1), (float("nan"), 1), (1, 0)])
+async def test_a_profile_is_bounded(client: ShardClient, seconds: float, hertz: int) -> None:
+    with pytest.raises(InvalidInput, match=r"seconds|hertz"):
+        await client.profile(seconds, hertz, timeout=10)

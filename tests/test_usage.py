@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import numpy as np
 import pytest
 from grpc import insecure_channel as channel
@@ -16,7 +17,10 @@ from qdrant_client import QdrantClient, grpc
 from qdrant_client.http import models
 
 from router.observing import Observation
+from router.security.settings import Security
+from router.subjects import MAX_SUBJECTS, OTHERS, Subjects
 from shard import usage
+from shard.rpc.origin import Charge, Origin
 from shard.usage import Cost, Usage, count_mask, count_payloads, count_vectors, measure, stage
 from tests.shoal_in_process import ShoalInProcess
 
@@ -24,6 +28,7 @@ DIMENSION = 16
 ROWS = 200
 PATH = "/collections/songs/points/query"
 ASKED = {"shoal-usage": "true"}
+KEY = "k" * 32
 
 
 @pytest.fixture
@@ -214,3 +219,52 @@ def test_costs_are_read_as_they_are_written() -> None:
     cost = Cost(Usage(vectors=1, cpu_seconds=0.5), {"queue": 0.25})
     assert Cost.decode(cost.encode()) == cost
     assert Cost.decode(b"") == Cost()
+
+
+def test_the_holder_of_a_token_is_charged(tmp_path: Path) -> None:
+    security = Security(api_key=KEY, jwt_rbac=True)
+    with (
+        ShoalInProcess(tmp_path, default_shards=3, security=security) as shoal,
+        httpx.Client(base_url=shoal.url, headers={"api-key": KEY}, timeout=30) as http,
+    ):
+        vectors = {"size": DIMENSION, "distance": "Dot"}
+        http.put("/collections/songs", json={"vectors": vectors}).raise_for_status()
+        put_points(http)
+        query = {"query": vector(0), "limit": 5, "with_payload": True, "params": {"exact": True}}
+        told = 0
+        for subject, times in (("ann", 3), ("bob", 1)):
+            own = {"Authorization": f"Bearer {jwt.encode({'sub': subject}, KEY)}", **ASKED}
+            with httpx.Client(base_url=shoal.url, headers=own, timeout=30) as client:
+                for _ in range(times):
+                    answer = client.post(PATH, json=query).raise_for_status().json()
+                    told += subject == "ann" and answer["usage"]["hardware"]["vector_io_read"]
+                put_points(client)
+        samples = {
+            (sample.name, sample.labels["subject"]): sample.value
+            for family in text_string_to_metric_families(http.get("/metrics").text)
+            for sample in family.samples
+            if "subject" in sample.labels
+        }
+    assert samples["shoal_subject_requests_total", "ann"] == 4
+    assert samples["shoal_subject_requests_total", "bob"] == 2
+    assert samples["shoal_subject_usage_vector_read_bytes_total", "ann"] == told > 0
+    assert samples["shoal_subject_usage_vector_read_bytes_total", "bob"] == told / 3
+    written = samples["shoal_subject_usage_vector_written_bytes_total", "bob"]
+    assert written == ROWS * DIMENSION * 4
+    # Who has the key itself is nobody in particular.
+    assert {subject for _, subject in samples} == {"ann", "bob"}
+
+
+def test_subjects_beyond_a_number_are_charged_together() -> None:
+    subjects = Subjects()
+    origin = Origin("a")
+    origin.pay(Charge("server", "Search", 1.0, Cost(Usage(vectors=2))))
+    for number in range(MAX_SUBJECTS + 5):
+        subjects.charge(str(number), origin)
+    subjects.charge("3", origin)
+    requests, vectors, *_ = subjects.collect()
+    for family, each in ((requests, 1), (vectors, 2)):
+        found = {sample.labels["subject"]: sample.value for sample in family.samples}
+        assert len(found) == MAX_SUBJECTS + 1
+        assert found["3"] == 2 * each
+        assert found[OTHERS] == 5 * each

@@ -1,13 +1,11 @@
 """What the service tells of its work: metrics for Prometheus, telemetry as Qdrant has it, and a
-profile of the router that is asked."""
+profile of one of its processes."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from threading import Event
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -21,16 +19,16 @@ from router.api.collections import config_of
 from router.api.exchange import Context, answer
 from router.api.service import QDRANT_VERSION
 from router.observing import hardware
-from router.profiling import sample
-from shard.errors import Overloaded
+from shard.profiling import MAX_HERTZ, MAX_SECONDS, Profiler
 from shard.usage import Usage
 
 routes = APIRouter(tags=["Service"])
 
-MAX_PROFILE_SECONDS = 60
 _ID = str(uuid4())
 _STARTED = datetime.now(UTC)
-_profiling = asyncio.Lock()
+_profiler = Profiler()
+_PROFILE_GRACE_SECONDS = 10
+"""For a shard server that is busy to answer."""
 _USAGE = {
     "shoal_usage_vector_read_bytes_total": "vector_bytes",
     "shoal_usage_payload_read_bytes_total": "payload_bytes",
@@ -92,19 +90,19 @@ async def telemetry(
     "/profile", response_class=PlainTextResponse, responses=wire.failures(), summary="Profile"
 )
 async def profile(
-    seconds: Annotated[float, Query(gt=0, le=MAX_PROFILE_SECONDS, description="How long.")] = 10,
-    hertz: Annotated[int, Query(ge=1, le=1_000, description="Looks a second.")] = 100,
+    request: Request,
+    server: Annotated[
+        str | None, Query(description="Name of a shard server; else it is of this router.")
+    ] = None,
+    seconds: Annotated[float, Query(gt=0, le=MAX_SECONDS, description="How long.")] = 10,
+    hertz: Annotated[int, Query(ge=1, le=MAX_HERTZ, description="Looks a second.")] = 100,
 ) -> Response:
-    """What the threads of this router process do, as folded stacks. One profile at a time."""
-    if _profiling.locked():
-        raise Overloaded("a profile is being taken already")
-    async with _profiling:
-        stop = Event()
-        try:
-            text = await asyncio.to_thread(sample, seconds, hertz, stop)
-        finally:
-            stop.set()  # Else the process would wait for it when it ends.
-    return PlainTextResponse(text)
+    """What the threads of one process do, as folded stacks. One profile of it at a time."""
+    if server is None:
+        return PlainTextResponse(await _profiler.take(seconds, hertz))
+    fanout = Context.of(request).fanout
+    timeout = seconds + _PROFILE_GRACE_SECONDS
+    return PlainTextResponse(await fanout.profile(server, seconds, hertz, timeout=timeout))
 
 
 def _responses(samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:

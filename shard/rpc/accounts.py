@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -120,6 +120,18 @@ account: ContextVar[Account] = ContextVar("account")
 """That of the call under way."""
 
 
+def usage_counters(
+    prefix: str, label: str, usages: Mapping[str, Usage]
+) -> Iterable[CounterMetricFamily]:
+    """All that is counted, named with that prefix, of each of ``usages`` by their label's value."""
+    usages = dict(usages)  # Another thread may add some.
+    for name, help, look in _OF_USAGE:
+        counter = CounterMetricFamily(f"{prefix}_{name}", help, labels=[label])
+        for value, usage in usages.items():
+            counter.add_metric([value], look(usage))
+        yield counter
+
+
 class Accounts(Collector):
     """Adds up accounts, and looks at what ``hosting`` has when asked. Use from one event loop."""
 
@@ -169,11 +181,7 @@ class Accounts(Collector):
         collections = {collection_id for collection_id, _ in statuses}
         for gone in self._usage.keys() - collections:
             del self._usage[gone]
-        for name, help, look in _OF_USAGE:
-            counter = CounterMetricFamily(f"shoal_usage_{name}", help, labels=["collection"])
-            for collection_id, usage in self._usage.copy().items():
-                counter.add_metric([collection_id], look(usage))
-            yield counter
+        yield from usage_counters("shoal_usage", "collection", self._usage)
         state = GaugeMetricFamily(
             "shoal_shard_state",
             "1 for the state that a shard is in.",

@@ -68,6 +68,7 @@ _METHODS = (
     "Frequencies",
     "Describe",
     "Metrics",
+    "Profile",
 )
 
 
@@ -275,6 +276,12 @@ class ShardClient:
         `shard.metrics` packs them, in which collections are named by their ids."""
         reply = await self._call("Metrics", pb.MetricsRequest(), pb.MetricsReply, timeout)
         return reply.metrics
+
+    async def profile(self, seconds: float, hertz: int, *, timeout: float) -> str:
+        """What `Profiler.take` answers there."""
+        request = pb.ProfileRequest(seconds=seconds, hertz=hertz)
+        reply = await self._call("Profile", request, pb.ProfileReply, timeout)
+        return reply.stacks
 
     async def close(self, grace: float | None = None) -> None:
         """Close the connection; calls under way have ``grace`` seconds to end."""

@@ -2,56 +2,100 @@
 
 They go with the call, and log lines at both ends name them. What the call has taken is told back,
 and charged to each by its share: searches that go together are one call.
+
+This is on the way of every search, and makes few objects: those that live as long as a request are
+what the garbage collector runs for, and looks through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
+
+import msgspec
 
 from shard import tracing
-from shard.usage import Cost
+from shard.usage import Cost, Usage
 
 
 class Charge(NamedTuple):
-    """What one call has taken, of which the request has a share."""
+    """What one call has taken."""
 
     server: str
     """Address of the shard server."""
     method: str
     seconds: float
-    share: float
     cost: Cost
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """One request."""
+class Origin(msgspec.Struct, eq=False):
+    """One request. By itself it is the only one of `Callers`."""
 
     request_id: str
     traceparent: str = ""
     """W3C trace context of what is under way for it, if it is traced."""
-    share: float = 1.0
-    charges: list[Charge] = field(default_factory=list)
-    """Of all that is done for the request."""
+    shares: tuple[tuple[list[Charge], float], ...] = ()
+    """Calls that were made for the request, and how much of them: each list may go on growing."""
 
     @property
     def trace_id(self) -> str:
         """Empty where the request is not traced."""
         return self.traceparent[3:35]
 
+    @property
+    def origins(self) -> Sequence[Origin]:
+        return (self,)
 
-origins: ContextVar[tuple[Origin, ...]] = ContextVar("origins", default=())
+    @property
+    def traced(self) -> Sequence[Origin]:
+        return (self,) if self.traceparent else ()
+
+    def pay(self, charge: Charge) -> None:
+        self.shares += (([charge], 1.0),)
+
+    def charges(self) -> Iterator[tuple[Charge, float]]:
+        """The calls until now, and the request's share of each."""
+        for charges, share in self.shares:
+            for charge in charges:
+                yield charge, share
+
+    def usage(self) -> Usage:
+        """What these have taken."""
+        total = Usage()
+        for charge, share in self.charges():
+            total.add(charge.cost.usage.part(share))
+        return total
+
+
+class Together:
+    """Requests that something is done for at once, each for its share of it."""
+
+    __slots__ = ("_charges", "origins", "traced")
+
+    def __init__(self, shares: Iterable[tuple[Origin, float]] = ()) -> None:
+        self._charges: list[Charge] = []
+        self.origins: list[Origin] = []
+        for origin, share in shares:
+            origin.shares += ((self._charges, share),)
+            self.origins.append(origin)
+        self.traced = [origin for origin in self.origins if origin.traceparent]
+
+    def pay(self, charge: Charge) -> None:
+        if self.origins:  # Else nobody would ever take them.
+            self._charges.append(charge)
+
+
+Callers: TypeAlias = Origin | Together
+callers: ContextVar[Callers] = ContextVar("callers", default=Together())  # noqa: B039 - it takes nothing in
 """Those of what is under way in a router."""
 served: ContextVar[Sequence[str]] = ContextVar("served", default=())
 """Ids of the requests that a call to a shard server is for, there."""
 
 
 class Calling:
-    """Makes a call to the server at that address for the current origins: traces it for each that
+    """Makes a call to the server at that address for the current callers: traces it for each that
     is traced, and charges them all in the end. ``shards`` are numbers.
 
     What goes with the call is in it; what it is told to have taken is put into it.
@@ -62,31 +106,28 @@ class Calling:
     def __init__(self, server: str, method: str, shards: Iterable[int]) -> None:
         self._server = server
         self._method = method
-        self._callers = origins.get()
+        self._callers = callers.get()
         self._began = perf_counter()
         self._spans: list[tracing.Span] = []
         self.cost = Cost()
-        for one in self._callers:
-            if one.traceparent:
-                attributes: tracing.Attributes = {
-                    "server.address": server,
-                    "shoal.shards": list(shards),
-                }
-                span = tracing.begin(method, one.traceparent, kind="client", attributes=attributes)
-                self._spans += [span] if span is not None else []
+        for one in self._callers.traced:
+            attributes: tracing.Attributes = {
+                "server.address": server,
+                "shoal.shards": list(shards),
+            }
+            span = tracing.begin(method, one.traceparent, kind="client", attributes=attributes)
+            self._spans += [span] if span is not None else []
         self.traceparents = [one.traceparent for one in self._spans]
 
     @property
     def request_ids(self) -> list[str]:
-        return [one.request_id for one in self._callers]
+        return [one.request_id for one in self._callers.origins]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         seconds = perf_counter() - self._began
-        for one in self._callers:
-            charge = Charge(self._server, self._method, seconds, one.share, self.cost)
-            one.charges.append(charge)
+        self._callers.pay(Charge(self._server, self._method, seconds, self.cost))
         for span in self._spans:
             span.end(error="" if kind is None else kind.__name__)

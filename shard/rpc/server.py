@@ -31,6 +31,7 @@ from shard.errors import InvalidInput, Overloaded
 from shard.metrics import pack
 from shard.model import KEY_BYTES, Hits, Operation, SearchParams, ShardConfig, Upsert, VectorColumn
 from shard.objects import ObjectStore
+from shard.profiling import Profiler
 from shard.rpc import codec, merge
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.accounts import Account, Accounts, account
@@ -104,6 +105,7 @@ class ShardServer:
         self._pacer = WritePacer(CoreTimes().busy)
         self._waiting = 0
         self._accounts = Accounts(self._hosting)
+        self._profiler = Profiler()
         for name, help, look in (
             ("waiting_reads", "Reads that wait for a thread or run.", lambda: self._waiting),
             ("waiting_write_bytes", "Writes held back.", lambda: self._pacer.waiting),
@@ -187,6 +189,7 @@ class ShardServer:
             "Frequencies": (pb.FrequenciesRequest, self._frequencies),
             "Describe": (pb.DescribeRequest, self._describe),
             "Metrics": (pb.MetricsRequest, self._metrics),
+            "Profile": (pb.ProfileRequest, self._profile),
         }
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(partial(self._answer_call, name))
@@ -388,6 +391,10 @@ class ShardServer:
     async def _metrics(self, request: pb.MetricsRequest) -> pb.MetricsReply:
         # Not by the threads for reads, which may be busy for long.
         return pb.MetricsReply(metrics=await asyncio.to_thread(pack, self._accounts))
+
+    async def _profile(self, request: pb.ProfileRequest) -> pb.ProfileReply:
+        stacks = await self._profiler.take(request.seconds, request.hertz)
+        return pb.ProfileReply(stacks=stacks)
 
     def _find(self, target: pb.Target) -> list[HostedShard]:
         if not target.shards:

@@ -292,6 +292,20 @@ class MetricsReply(_message.Message):
     metrics: bytes
     def __init__(self, metrics: _Optional[bytes] = ...) -> None: ...
 
+class ProfileRequest(_message.Message):
+    __slots__ = ("seconds", "hertz")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HERTZ_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    hertz: int
+    def __init__(self, seconds: _Optional[float] = ..., hertz: _Optional[int] = ...) -> None: ...
+
+class ProfileReply(_message.Message):
+    __slots__ = ("stacks",)
+    STACKS_FIELD_NUMBER: _ClassVar[int]
+    stacks: str
+    def __init__(self, stacks: _Optional[str] = ...) -> None: ...
+
 class DescribeReply(_message.Message):
     __slots__ = ("shards",)
     SHARDS_FIELD_NUMBER: _ClassVar[int]

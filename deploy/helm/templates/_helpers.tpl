@@ -208,6 +208,11 @@ http{{ if .Values.routerTLS.enabled }}s{{ end }}://{{ include "shoal.fullname" .
 {{- end }}
 {{- end }}
 
+{{- /* What the paths of gRPC calls to routers begin with. */}}
+{{- define "shoal.grpcPaths" -}}
+[/qdrant.Qdrant, /qdrant.Collections, /qdrant.Points, /qdrant.Snapshots, /grpc.health.v1.Health]
+{{- end }}
+
 {{- define "shoal.tlsSecret" -}}
 {{- .Values.ingress.tls.secretName | default (printf "%s-tls" (include "shoal.fullname" .)) }}
 {{- end }}

@@ -6,12 +6,42 @@ that what is not being profiled takes nothing. Threads that wait are seen too, w
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections import Counter
 from threading import Event
 from time import monotonic
 from types import CodeType, FrameType
+
+from shard.errors import InvalidInput, Overloaded
+
+MAX_SECONDS, MAX_HERTZ = 60, 1_000
+
+
+class Profiler:
+    """Takes the profiles of this process, one at a time. Use from one event loop."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def take(self, seconds: float, hertz: int) -> str:
+        """As `sample`, in a thread, which stops if this is cancelled.
+
+        Raises Overloaded while another profile is taken, and InvalidInput.
+        """
+        if not 0 < seconds <= MAX_SECONDS:
+            raise InvalidInput(f"seconds: expected more than 0 and at most {MAX_SECONDS}")
+        if not 1 <= hertz <= MAX_HERTZ:
+            raise InvalidInput(f"hertz: expected 1 to {MAX_HERTZ}")
+        if self._lock.locked():
+            raise Overloaded("a profile is being taken already")
+        async with self._lock:
+            stop = Event()
+            try:
+                return await asyncio.to_thread(sample, seconds, hertz, stop)
+            finally:
+                stop.set()  # Else the process would wait for it when it ends.
 
 
 def sample(seconds: float, hertz: int, stop: Event) -> str:
