@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import cast
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -96,10 +96,17 @@ def generate(load: Load) -> Outcome:
 
 def _run(load: Load) -> Outcome:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Generator(load).run())
+        return runner.run(_generate(load))
 
 
-class _Generator:
+async def _generate(load: Load) -> Outcome:
+    async with Generator(load) as generator:
+        return await generator.run()
+
+
+class Generator:
+    """A context manager: there are connections in it, and requests under way."""
+
     def __init__(self, load: Load) -> None:
         self._load = load
         self._next = 0
@@ -108,42 +115,52 @@ class _Generator:
         self._failures = 0
         self._due: deque[float] = deque()
         self._idle: deque[_Connection] = deque()
+        self._connections: list[_Connection] = []
         self._drained = asyncio.Event()
         self._lost = asyncio.Event()
         self._over = False
 
-    async def run(self) -> Outcome:
-        load = self._load
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        where = urlsplit(load.url)
+        where = urlsplit(self._load.url)
         host, port = where.hostname or "127.0.0.1", where.port or 80
-        connections = [
-            (await loop.create_connection(lambda: _Connection(self), host, port))[1]
-            for _ in range(load.clients)
-        ]
-        work = self._send_when_due if load.rate else self._wait
-        if load.rate:
-            self._idle.extend(connections)
+        for _ in range(self._load.clients):
+            _, connection = await loop.create_connection(lambda: _Connection(self), host, port)
+            self._connections.append(connection)
+        if self._load.rate:
+            self._idle.extend(self._connections)
         else:
-            for connection in connections:
+            for connection in self._connections:
                 connection.send(perf_counter(), *self._take())
-        await self._unless_lost(work(load.warm_up_seconds))
-        self._latencies, self._failures = [], 0
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._over = True
+        for connection in self._connections:
+            connection.close()
+
+    async def run(self) -> Outcome:
+        """Warm up, and then do what the load says."""
+        load = self._load
+        await self.send(load.warm_up_seconds)
         started, cpu = perf_counter(), _cpu_seconds()
-        await self._unless_lost(work(load.seconds))
+        await self.send(load.seconds)
         if load.rate:
             await self._unless_lost(self._drain())
-        seconds, cpu = perf_counter() - started, _cpu_seconds() - cpu
-        self._over = True
-        for connection in connections:
-            connection.close()
         return Outcome(
             latencies=np.array(self._latencies),
-            seconds=seconds,
+            seconds=perf_counter() - started,
             failures=self._failures,
             answers=self._answers,
-            cpu_seconds=cpu,
+            cpu_seconds=_cpu_seconds() - cpu,
         )
+
+    async def send(self, seconds: float) -> tuple[int, int]:
+        """Go on for so long: how many requests were answered meanwhile, and how many failed."""
+        self._latencies, self._failures = [], 0
+        work = self._send_when_due if self._load.rate else asyncio.sleep
+        await self._unless_lost(work(seconds))
+        return len(self._latencies), self._failures
 
     def done(
         self, connection: _Connection, due: float, number: int, status: int, body: bytes
@@ -176,9 +193,6 @@ class _Generator:
         for task in done:
             await task
 
-    async def _wait(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
     async def _send_when_due(self, seconds: float) -> None:
         assert self._load.rate is not None
         # Arrivals of many independent users: exponential gaps.
@@ -208,7 +222,7 @@ class _Generator:
 class _Connection(asyncio.Protocol):
     """One request at a time, and its answer."""
 
-    def __init__(self, generator: _Generator) -> None:
+    def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._transport: asyncio.Transport | None = None
 

@@ -31,7 +31,7 @@ class Service:
     def cpu_seconds(self) -> float:
         """CPU time up to now of every process that is still there."""
         total = 0.0
-        for process in self._tree():
+        for process in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
@@ -43,34 +43,30 @@ class Service:
         ``""``: of all.
         """
         total = 0
-        for process in self._tree():
+        for process in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 if any(name in " ".join(process.cmdline()) for name in named):
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     total += 1_024 * int(status.partition("RssAnon:")[2].split()[0])
         return total
 
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
+        """Its processes."""
         return [self.process, *self.process.children(recursive=True)]
 
 
 @contextmanager
 def shoal(
-    data: Path | str,
-    *options: str,
-    checkout: Path | None = None,
-    env: dict[str, str] | None = None,
+    data: Path | str, *options: str, env: Mapping[str, str] | None = None
 ) -> Iterator[Service]:
     """``shoal serve`` over ``data``, ready; stopped in order at the end.
 
-    ``checkout``: of the code to run, if it is not this one's; ``env``: variables besides.
+    ``env``: variables besides.
     """
     command = [sys.executable, "-m", "router.cli", "serve", "--data", str(data)]
     command += ["--port", "0", "--grpc-port", "0", *options]
-    environment = os.environ | (env or {})
-    if checkout is not None:
-        environment["PYTHONPATH"] = str(checkout)
-    with _running(command, subprocess.PIPE, cwd=checkout, env=environment) as process:
+    environment = {**os.environ, **(env or {})}
+    with _running(command, subprocess.PIPE, environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         if not line:
@@ -97,12 +93,9 @@ def chroma(executable: Path, data: Path, port: int) -> Iterator[Service]:
 
 @contextmanager
 def _running(
-    command: Sequence[str],
-    stdout: int,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    command: Sequence[str], stdout: int, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=stdout, cwd=cwd, env=env)
+    process = subprocess.Popen(command, stdout=stdout, env=env)
     try:
         yield process
     finally:

@@ -1,136 +1,171 @@
-"""What metrics, logs and traces cost: the rate of searches with them, of that without.
+"""What request ids, metrics and traces cost: the rate of searches with them, of that without.
 
-    git worktree add /tmp/before COMMIT
-    .venv/bin/python -m scripts.bench.watching --before /tmp/before [--rounds N] [--out FILE]
+    .venv/bin/python -m scripts.bench.watching [--rounds N] [--clients N] [--out FILE]
 
-There is no switch for metrics, so what is compared is another checkout's code: of the commit before
-they came, or this one's with `Observer`, `usage.measure`, `usage.stage` and `Accounts.settle` doing
-nothing. Three services have the same vectors: that one; this one, which is asked for
-metrics every 15 s as Prometheus would; and this one with one request in a thousand traced, to a
-collector that takes the spans and does nothing with them. They get the same load in turns of two
-seconds, in another order each round, and are compared round by round: what else the machine does,
-it does to all.
+One service answers the same load all the time, while parts of what watches it are switched off and
+on (`scripts/bench/switched`): for a second each, in another order each round, and compared round by
+round. So neither processes nor connections, indexes, batches or what else the machine does differ
+from one to the other. Metrics are asked for every 15 s, as Prometheus would; one request in a
+thousand is traced, as is the default, to a collector that takes the spans and does nothing with
+them. What a search takes of the service's processes is told beside the rate, which varies more.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import multiprocessing
 import random
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
+from time import perf_counter
+from typing import NamedTuple
 
 import httpx
 import numpy as np
+import uvloop
 from rich.console import Console
-from rich.progress import track
 
 from scripts.bench import collection, data, services
 from scripts.bench.__main__ import MANY, K
-from scripts.bench.load import Load, generate
+from scripts.bench.load import Generator, Load
 
-SECONDS = 2.0
-WARM_UP_SECONDS = 0.5
+SECONDS = 1.0
+SETTLE_SECONDS = 0.15
+WARM_UP_SECONDS = 3.0
 SCRAPE_SECONDS = 15.0
 _SHARDS = 4
-_BEFORE, _WATCHED, _TRACED = "before", "metrics", "metrics and traces"
+_PARTS = {
+    "nothing": "",
+    "request ids": "requests",
+    "ids, metrics": "requests metrics",
+    "ids, metrics, traces": "requests metrics traces",
+    # Twice the same, for what differs by chance.
+    "nothing again": "",
+}
+_RATIOS = [
+    ("request ids", "nothing"),
+    ("ids, metrics", "request ids"),
+    ("ids, metrics, traces", "request ids"),
+    ("ids, metrics, traces", "nothing"),
+    ("nothing again", "nothing"),
+]
+
+
+class Turn(NamedTuple):
+    """What there was of one part in one round."""
+
+    rate: float
+    cpu_seconds: float
+    """Of the service, a query."""
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--before", type=Path, required=True, help="A checkout to compare with.")
     arguments.add_argument("--data", default="clustered-100-60k")
-    arguments.add_argument("--rounds", type=int, default=40)
-    arguments.add_argument("--clients", type=int, nargs="+", default=[1, MANY])
+    arguments.add_argument("--rounds", type=int, default=80)
+    arguments.add_argument("--clients", type=int, default=MANY)
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     with TemporaryDirectory() as folder:
-        figures = _measure(
-            Path(folder),
-            data.load(chosen.data),
-            chosen.before.absolute(),
-            chosen.rounds,
-            chosen.clients,
-        )
+        turns = _measure(Path(folder), data.load(chosen.data), chosen.clients, chosen.rounds)
+    figures = _compare(turns)
     Console().print_json(json.dumps(figures))
     if chosen.out:
-        chosen.out.write_text(json.dumps({"kind": "watching", **figures}, indent=1) + "\n")
+        told = {"kind": "watching", "clients": chosen.clients, "rounds": chosen.rounds, **figures}
+        chosen.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _measure(
-    folder: Path, loaded: data.DataSet, before: Path, rounds: int, every_clients: list[int]
-) -> dict[str, dict[str, float]]:
-    # The same segments for all: what is built anew is calibrated a little differently.
-    with services.shoal(folder / "data") as service:
-        collection.fill(service.url, loaded, _SHARDS)
-        collection.settle(service.url)
-    with ExitStack() as stack:
-        collector = stack.enter_context(_collector())
-        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector}
-        running = {
-            name: stack.enter_context(
-                services.shoal(
-                    shutil.copytree(folder / "data", folder / name.replace(" ", "-")),
-                    checkout=checkout,
-                    env=env,
-                )
-            )
-            for name, checkout, env in (
-                (_BEFORE, before, {}),
-                (_WATCHED, None, {}),
-                (_TRACED, None, traced),
-            )
+    folder: Path, loaded: data.DataSet, clients: int, rounds: int
+) -> dict[str, list[Turn]]:
+    switch = folder / "switch"
+    switch.write_text(_PARTS["nothing"])
+    switched = Path(__file__).parent / "switched"
+    with _collector() as collector:
+        env = {
+            "SHOAL_BENCH_WATCHED": str(switch),
+            "PYTHONPATH": f"{switched}:{Path.cwd()}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
         }
-        for name in (_WATCHED, _TRACED):
-            stack.enter_context(_scraped(running[name].url))
-        return {
-            f"{clients} clients": _compare(running, loaded, clients, rounds)
-            for clients in every_clients
-        }
-
-
-def _compare(
-    running: dict[str, services.Service], loaded: data.DataSet, clients: int, rounds: int
-) -> dict[str, float]:
-    """Of each service, beside what was ``before``: rate and CPU time a query, medians."""
-    rates: dict[str, list[float]] = defaultdict(list)
-    cpu: dict[str, list[float]] = defaultdict(list)
-    order = list(running)
-    for _ in track(range(rounds), f"{clients} clients"):
-        random.shuffle(order)
-        for name in order:
-            service = running[name]
+        with services.shoal(folder / "data", env=env) as service:
+            collection.fill(service.url, loaded, _SHARDS)
+            collection.settle(service.url)
             requests = collection.single_queries(service.url, loaded.queries, K)
-            load = Load(
-                url=service.url,
-                requests=requests,
-                clients=clients,
-                seconds=SECONDS,
-                warm_up_seconds=WARM_UP_SECONDS,
+            load = Load(url=service.url, requests=requests, clients=clients, seconds=SECONDS)
+            processes = [process.pid for process in service.tree()]
+            context = multiprocessing.get_context("spawn")
+            with _scraped(service.url), ProcessPoolExecutor(1, context) as process:
+                return process.submit(_run, load, rounds, switch, processes).result()
+
+
+def _run(load: Load, rounds: int, switch: Path, processes: list[int]) -> dict[str, list[Turn]]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_take_turns(load, rounds, switch, processes))
+
+
+async def _take_turns(
+    load: Load, rounds: int, switch: Path, processes: list[int]
+) -> dict[str, list[Turn]]:
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    part = switch.with_suffix(".part")
+    async with Generator(load) as generator:
+        await generator.send(WARM_UP_SECONDS)
+        for _ in range(rounds):
+            for name in random.sample(list(_PARTS), len(_PARTS)):
+                part.write_text(_PARTS[name])
+                part.replace(switch)
+                await generator.send(SETTLE_SECONDS)
+                cpu, began = _cpu_seconds(processes), perf_counter()
+                answered, failures = await generator.send(SECONDS)
+                cpu, seconds = _cpu_seconds(processes) - cpu, perf_counter() - began
+                if failures:
+                    raise RuntimeError(f"{name}: {failures} requests failed")
+                turns[name].append(Turn(answered / seconds, cpu / answered))
+    return turns
+
+
+def _cpu_seconds(processes: Sequence[int]) -> float:
+    """To the nanosecond, where `/proc/PID/stat` counts ticks."""
+    total = 0
+    for process in processes:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            try:
+                total += int((task / "schedstat").read_text().split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # A thread that has ended.
+    return total / 1e9
+
+
+def _compare(turns: dict[str, list[Turn]]) -> dict[str, float]:
+    figures = {}
+    for name, each in turns.items():
+        figures[f"{name}: queries/s"] = float(np.median([turn.rate for turn in each]))
+        micros = [turn.cpu_seconds * 1e6 for turn in each]
+        figures[f"{name}: CPU a query, µs"] = float(np.median(micros))
+    for name, base in _RATIOS:
+        for number, what in enumerate(("rate", "CPU")):
+            ratios = np.array(
+                [a[number] / b[number] for a, b in zip(turns[name], turns[base], strict=True)]
             )
-            used = service.cpu_seconds()
-            outcome = generate(load)
-            used = service.cpu_seconds() - used
-            if outcome.failures:
-                raise RuntimeError(f"{name}: {outcome.failures} requests failed")
-            rates[name].append(outcome.rate)
-            # The warm-up's queries have taken as much each.
-            cpu[name].append(used / (outcome.rate * (SECONDS + WARM_UP_SECONDS)))
-    figures = {"before, queries/s": float(np.median(rates[_BEFORE]))}
-    for name in (_WATCHED, _TRACED):
-        for what, of in (("rate", rates), ("CPU a query", cpu)):
-            ratios = np.array(of[name]) / np.array(of[_BEFORE])
-            low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-            figures[f"{name}: {what}, of before"] = median
-            figures[f"{name}: {what}, of before, first quartile"] = low
-            figures[f"{name}: {what}, of before, third quartile"] = high
+            key = f"{name}, of {base}: {what}"
+            figures[key] = float(np.median(ratios))
+            figures[f"{key}, standard error"] = _error_of_median(ratios)
     return figures
+
+
+def _error_of_median(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """By the bootstrap."""
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(values, (1_000, len(values)))
+    return float(np.median(drawn, axis=1).std())
 
 
 @contextmanager

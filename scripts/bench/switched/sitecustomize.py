@@ -1,0 +1,122 @@
+"""Lets a benchmark switch off what watches a service, in all of its processes, while they run.
+
+Python imports this at its start where the directory is in ``PYTHONPATH``. The file that
+``SHOAL_BENCH_WATCHED`` names has the names of what is on, and is read fifty times a second.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+on: frozenset[str] = frozenset({"requests", "metrics", "traces"})
+"""``requests``: each has an id, which its answer and calls to shard servers carry. ``metrics``: it
+is counted, and what it takes is measured. ``traces``: some are traced."""
+
+
+def _follow(path: Path) -> None:
+    global on
+    while True:
+        on = frozenset(path.read_text().split())
+        time.sleep(0.02)
+
+
+def _observing(module: Any) -> None:
+    watch = module.Observer.__call__
+
+    async def plain(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        scope["started"] = time.perf_counter()
+        scope["reports_usage"] = False
+        await self._app(scope, receive, send)
+
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        await (watch if "requests" in on else plain)(self, scope, receive, send)
+
+    module.Observer.__call__ = call
+
+
+def _if_metrics(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given, **named: (function if "metrics" in on else otherwise)(*given, **named)
+
+
+def _nothing(*given: Any, **named: Any) -> None:
+    pass
+
+
+def _usage(module: Any) -> None:
+    class Nowhere:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *raised: object) -> None:
+            pass
+
+    nowhere, measured = Nowhere(), module.Measured(0.0)
+    module.measure = _if_metrics(module.measure, lambda work: (work(), measured))
+    module.stage = _if_metrics(module.stage, lambda name: nowhere)
+    module.Cost.encode = _if_metrics(module.Cost.encode, lambda cost: b"")
+
+
+def _metrics(module: Any) -> None:
+    module.Timings.count = _if_metrics(module.Timings.count, _nothing)
+
+
+def _accounts(module: Any) -> None:
+    module.Accounts.settle = _if_metrics(module.Accounts.settle, _nothing)
+
+
+def _origin(module: Any) -> None:
+    for payer in (module.Origin, module.Together):
+        payer.pay = _if_metrics(payer.pay, _nothing)
+
+
+def _tracing(module: Any) -> None:
+    begin = module.begin
+    module.begin = lambda *given, **named: begin(*given, **named) if "traces" in on else None
+
+
+_CHANGES: dict[str, Callable[[Any], None]] = {
+    "router.observing": _observing,
+    "shard.usage": _usage,
+    "shard.metrics": _metrics,
+    "shard.rpc.accounts": _accounts,
+    "shard.rpc.origin": _origin,
+    "shard.tracing": _tracing,
+}
+
+
+class _Changed(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _CHANGES[module.__name__](module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in _CHANGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Changed(spec.loader)
+        return spec
+
+
+if _path := os.environ.get("SHOAL_BENCH_WATCHED"):
+    sys.meta_path.insert(0, _Finder())
+    threading.Thread(target=_follow, args=(Path(_path),), daemon=True).start()
