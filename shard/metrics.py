@@ -34,7 +34,7 @@ class Timings:
     """A histogram of seconds by labels, counted by one thread.
 
     In plain numbers, which takes a quarter of the time of `prometheus_client.Histogram`, and many
-    at once: one by one, amid a request's other work, takes three times as long.
+    at once rather than one amid each request.
     """
 
     def __init__(
@@ -60,19 +60,23 @@ class Timings:
             self._add_up()
 
     def _add_up(self) -> None:
+        of: dict[tuple[str, ...], _Counted] = {}
         with self._adding:
             while self._noted:
                 labels, seconds, exemplar = self._noted.popleft()
-                if self._known is not None:
-                    labels = self._known(labels)
-                counted = self._counted.get(labels)
+                counted = of.get(labels)
                 if counted is None:
-                    counted = self._counted[labels] = _Counted([0] * (len(self._bounds) + 1))
+                    counted = of[labels] = self._counted_of(labels)
                 bucket = bisect_left(self._bounds, seconds)
                 counted.buckets[bucket] += 1
                 counted.seconds += seconds
                 if exemplar is not None:
                     counted.exemplars[bucket] = exemplar
+
+    def _counted_of(self, labels: tuple[str, ...]) -> _Counted:
+        if self._known is not None:
+            labels = self._known(labels)
+        return self._counted.setdefault(labels, _Counted([0] * (len(self._bounds) + 1)))
 
     def totals(self) -> dict[tuple[str, ...], int]:
         """How many there were, by their labels."""
