@@ -69,18 +69,27 @@ def serve(settings: ServeSettings, ready: Callable[[str], None]) -> None:
     Raises InvalidInput, Unavailable or OSError where the service cannot start.
     """
     configure_logging(settings.log_level, settings.log_format)
-    with _data_lock(settings), _scratch(settings) as scratch:
-        uvloop.run(_serve(settings, scratch, ready))
+    with (
+        # Bound before all else: a port that is taken shows at once, and nothing is left behind.
+        socket.create_server((settings.host, settings.port), backlog=2_048) as listening,
+        reserved_port(settings.host, settings.grpc_port) as grpc_port,
+        _data_lock(settings),
+        _scratch(settings) as scratch,
+    ):
+        listening.setblocking(False)
+        uvloop.run(_serve(settings, scratch, listening, grpc_port, ready))
 
 
-async def _serve(settings: ServeSettings, scratch: str, ready: Callable[[str], None]) -> None:
+async def _serve(
+    settings: ServeSettings,
+    scratch: str,
+    listening: socket.socket,
+    grpc_port: int,
+    ready: Callable[[str], None],
+) -> None:
     stopping = stop_on_signals()
-    # Bound before anything is started: a port that is taken shows at once.
-    listening = socket.create_server((settings.host, settings.port), backlog=2_048)
-    listening.setblocking(False)
     store = await asyncio.to_thread(open_object_store, settings.data)
     async with AsyncExitStack() as stack:
-        grpc_port = stack.enter_context(reserved_port(settings.host, settings.grpc_port))
         observations = stack.enter_context(_observations(settings))
         cluster = await stack.enter_async_context(
             kept_running(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from random import getrandbits
 from threading import Thread
-from time import perf_counter_ns, time_ns
+from time import perf_counter, perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RATIO = 0.001
-"""Of requests that bring no decision, how many are traced, unless ``OTEL_TRACES_SAMPLER`` is set.
-A trace takes more than a small search does."""
+TRACES_A_SECOND = 1.0
+"""Of requests that bring no decision, how many a process traces at most, unless
+``OTEL_TRACES_SAMPLER`` is set. A trace takes more than a small search does: so there are some where
+there is little to do, and they take next to nothing where there is much. X-Ray's default is alike.
+"""
 LAST_SECONDS = 3.0
 """How long what is left may take to be sent in the end."""
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -73,7 +75,7 @@ class _Tracing:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-        from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, ParentBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         class Ids(RandomIdGenerator):
@@ -92,11 +94,12 @@ class _Tracing:
         if not named:
             attributes["service.name"] = service
         self._ids = Ids()
-        own = None if "OTEL_TRACES_SAMPLER" in os.environ else TraceIdRatioBased(RATIO)
-        self._limit = TraceIdRatioBased.TRACE_ID_LIMIT
-        self._bound = None if own is None else own.bound
+        self._next: float | None = None
+        """When a request may be chosen; None: that is the sampler's to say."""
+        if "OTEL_TRACES_SAMPLER" not in os.environ:
+            self._next = float("-inf")
         self.provider = TracerProvider(
-            sampler=None if own is None else ParentBased(own),
+            sampler=None if self._next is None else ParentBased(ALWAYS_ON),
             resource=Resource.create(attributes),
             id_generator=self._ids,
             shutdown_on_exit=False,
@@ -129,16 +132,18 @@ class _Tracing:
         return Span(span) if span.get_span_context().trace_flags.sampled else None
 
     def _is_chosen(self, name: str) -> bool:
-        """Whether to trace what is part of nothing. To begin a span that is not kept takes four
-        times as long as to ask the sampler, and that five times as long as our own answer."""
+        """Whether to trace what is part of nothing."""
+        if self._next is not None:
+            now = perf_counter()
+            if now < self._next:
+                return False
+            self._next = now + 1 / TRACES_A_SECOND
+            return True
+        # To begin a span that is not kept takes four times as long as to ask.
         trace_id = getrandbits(128)
-        if self._bound is not None:
-            if trace_id & self._limit >= self._bound:
-                return False
-        else:
-            found = self.provider.sampler.should_sample(self._nothing, trace_id, name)
-            if found.decision is not self._sample:
-                return False
+        found = self.provider.sampler.should_sample(self._nothing, trace_id, name)
+        if found.decision is not self._sample:
+            return False
         self._ids.chosen = trace_id
         return True
 

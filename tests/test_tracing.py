@@ -267,21 +267,42 @@ def test_histograms_name_traces_as_examples(http: httpx.Client, traces: Traces) 
     assert examples & traces().keys()
 
 
-def test_of_what_says_nothing_a_share_is_traced(
+def test_of_what_says_nothing_some_are_traced_each_second(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "RATIO", 0.5)
+    monkeypatch.setattr(tracing, "TRACES_A_SECOND", 10)
+    exporter = InMemorySpanExporter()
+    traces = Traces(exporter)
+    asked = 0
+    with tracing.exporting("shoal", SimpleSpanProcessor(exporter)):
+        began = monotonic()
+        while monotonic() < began + 1.5:
+            http.post(PATH, json=QUERY).raise_for_status()
+            asked += 1
+        took = monotonic() - began
+        # Who has decided is not counted.
+        http.post(PATH, json=QUERY, headers={"traceparent": f"{PARENT}-01"}).raise_for_status()
+        sleep(0.2)
+    found = traces()
+    assert found.pop(OURS)
+    assert min(asked, 3) <= len(found) <= 1 + 10 * took
+    assert all(len(one.named("Search")) == 4 for one in found.values()), "all of one, or nothing"
+
+
+@pytest.mark.parametrize(("ratio", "least", "most"), [("0", 0, 0), ("0.5", 10, 50), ("1", 60, 60)])
+def test_the_sampler_of_the_environment_decides(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, ratio: str, least: int, most: int
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
     exporter = InMemorySpanExporter()
     traces = Traces(exporter)
     with tracing.exporting("shoal", SimpleSpanProcessor(exporter)):
         for _ in range(60):
             http.post(PATH, json=QUERY).raise_for_status()
-        http.post(PATH, json=QUERY, headers={"traceparent": f"{PARENT}-01"}).raise_for_status()
         sleep(0.2)
-    found = traces()
-    assert OURS in found
-    assert 1 + 10 < len(found) < 1 + 50  # Else by a chance of less than one in ten million.
-    assert all(len(one.named("Search")) == 4 for one in found.values()), "all of one, or nothing"
+    # Else by a chance of less than one in ten million.
+    assert least <= len(traces()) <= most
 
 
 def test_nothing_is_traced_unless_it_is_asked_for(

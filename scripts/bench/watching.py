@@ -5,8 +5,8 @@
 One service answers the same load all the time, while parts of what watches it are switched off and
 on (`scripts/bench/switched`): for a second each, in another order each round, and compared round by
 round. So neither processes nor connections, indexes, batches or what else the machine does differ
-from one to the other. Metrics are asked for every 15 s, as Prometheus would; one request in a
-thousand is traced, as is the default, to a collector that takes the spans and does nothing with
+from one to the other. Metrics are asked for every 15 s, as Prometheus would; one request a
+second is traced, as is the default, to a collector that takes the spans and does nothing with
 them. What a search takes of the service's processes is told beside the rate, which varies more.
 """
 
