@@ -42,7 +42,6 @@ PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Kind(NamedTuple):
@@ -66,18 +65,10 @@ class Requests(Collector):
             "From when a request comes to a router until it is answered.",
             Kind._fields,
             _SECONDS,
-            self.kind,
         )
         self.count = self._seconds.count
-        """With labels that `kind` makes a `Kind` of."""
+        """With what a `Kind` is of for labels."""
         self.in_flight = 0
-
-    def kind(self, given: tuple[str, ...]) -> Kind:
-        """Of such labels, but with whatever method and collection a request has named."""
-        method, route, code, name = given
-        # Nobody can make up kinds without end.
-        method = method if method in _METHODS else ""
-        return Kind(method, route, code, name and self._directory.known(name))
 
     def collect(self) -> Iterable[Metric]:
         requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
@@ -130,9 +121,10 @@ class RouterMetrics:
         part = shared / f"{self._router}.part"
         while True:
             try:
-                part.write_bytes(pack(self._registry))
+                # Of many subjects they are many.
+                part.write_bytes(await asyncio.to_thread(pack, self._registry))
                 part.replace(own)
-            except OSError as error:
+            except Exception as error:
                 logger.warning("metrics of router %d are not told: %s", self._router, error)
             await asyncio.sleep(PUBLISH_SECONDS)
 
@@ -161,7 +153,7 @@ class RouterMetrics:
         answers, names = await asyncio.gather(
             self._fanout.collect(timeout=SCRAPE_SECONDS), self._names()
         )
-        together = self._of_routers()
+        together = await asyncio.to_thread(self._of_routers)
         count = sum(not one.hidden for one in self._directory.collections().values())
         together.add([GaugeMetricFamily("shoal_collections", "Collections there are.", count)], {})
         # With thousands of shards this takes long.

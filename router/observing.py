@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.metrics import Kind, Requests
+from router.directory import Directory
+from router.metrics import Kind, RouterMetrics
 from router.security.access import Access
-from router.subjects import Subjects
 from shard import tracing
 from shard.rpc.origin import Origin, callers
 from shard.usage import Usage
@@ -25,6 +25,7 @@ from shard.usage import Usage
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(rb"[!-~]{1,128}")
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _HEADERS = {b"x-request-id", b"traceparent", b"shoal-usage"}
 _SLOWEST_CALLS = 8
 _CLIENT_GONE, _FAILED = 499, 500
@@ -52,11 +53,12 @@ class Observer:
     """
 
     def __init__(
-        self, app: ASGIApp, requests: Requests, subjects: Subjects, observation: Observation
+        self, app: ASGIApp, directory: Directory, metrics: RouterMetrics, observation: Observation
     ) -> None:
         self._app = app
-        self._requests = requests
-        self._subjects = subjects
+        self._directory = directory
+        self._requests = metrics.requests
+        self._subjects = metrics.subjects
         self._slow_seconds = observation.slow_query_ms / 1_000 or float("inf")
         self._reports_usage = observation.hardware_reporting
 
@@ -103,39 +105,41 @@ class Observer:
             self._requests.in_flight -= 1
             seconds = perf_counter() - started
             route, params = scope.get("route"), scope.get("path_params")
-            labels = (
-                scope["method"],
+            method, collection = scope["method"], params.get("name") if params else None
+            kind = (
+                # Nobody can make up kinds without end.
+                method if method in _METHODS else "",
                 "" if route is None else route.path,
                 str(status),
-                params.get("name", "") if params else "",
+                self._directory.known(collection) if collection else "",
             )
-            self._requests.count(labels, seconds, origin.trace_id)
+            self._requests.count(kind, seconds, origin.trace_id)
             if span is not None:
-                _end(span, self._requests.kind(labels), origin.request_id)
+                _end(span, Kind(*kind), origin.request_id)
             access: Access | None = scope.get("access")
             if access is not None and access.subject is not None:
                 self._subjects.charge(access.subject, origin)
             if seconds >= self._slow_seconds:
-                _tell(self._requests.kind(labels), seconds, origin)
+                _tell(Kind(*kind), seconds, origin)
 
 
 def usage_of(origin: Origin) -> dict[str, Any]:
     """What a request has taken until now, as Qdrant tells it, with Shoal's own beside."""
     total = origin.usage()
-    own = {"vectors": total.vectors, "cpu_seconds": total.cpu_seconds}
+    own = {"vectors": round(total.vectors), "cpu_seconds": total.cpu_seconds}
     return {"hardware": hardware(total), "inference": None, "shoal": own}
 
 
 def hardware(usage: Usage) -> dict[str, int]:
     """``usage`` as Qdrant tells it: in bytes, and CPU time in microseconds."""
     return {
-        "cpu": int(usage.cpu_seconds * 1e6),
-        "payload_io_read": int(usage.payload_bytes),
-        "payload_io_write": int(usage.written_payload_bytes),
+        "cpu": round(usage.cpu_seconds * 1e6),
+        "payload_io_read": round(usage.payload_bytes),
+        "payload_io_write": round(usage.written_payload_bytes),
         "payload_index_io_read": 0,
         "payload_index_io_write": 0,
-        "vector_io_read": int(usage.vector_bytes),
-        "vector_io_write": int(usage.written_vector_bytes),
+        "vector_io_read": round(usage.vector_bytes),
+        "vector_io_write": round(usage.written_vector_bytes),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
@@ -43,11 +43,8 @@ class Timings:
         help: str,
         labels: Sequence[str],
         bounds: Sequence[float],
-        known: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None,
     ) -> None:
-        """``known``: what labels are to be, of those that are given. It is asked later."""
         self._name, self._help, self._labels, self._bounds = name, help, labels, bounds
-        self._known = known
         self._counted: dict[tuple[str, ...], _Counted] = {}
         self._noted: deque[tuple[tuple[str, ...], float, Exemplar | None]] = deque()
         self._adding = Lock()
@@ -60,23 +57,17 @@ class Timings:
             self._add_up()
 
     def _add_up(self) -> None:
-        of: dict[tuple[str, ...], _Counted] = {}
         with self._adding:
             while self._noted:
                 labels, seconds, exemplar = self._noted.popleft()
-                counted = of.get(labels)
+                counted = self._counted.get(labels)
                 if counted is None:
-                    counted = of[labels] = self._counted_of(labels)
+                    counted = self._counted[labels] = _Counted([0] * (len(self._bounds) + 1))
                 bucket = bisect_left(self._bounds, seconds)
                 counted.buckets[bucket] += 1
                 counted.seconds += seconds
                 if exemplar is not None:
                     counted.exemplars[bucket] = exemplar
-
-    def _counted_of(self, labels: tuple[str, ...]) -> _Counted:
-        if self._known is not None:
-            labels = self._known(labels)
-        return self._counted.setdefault(labels, _Counted([0] * (len(self._bounds) + 1)))
 
     def totals(self) -> dict[tuple[str, ...], int]:
         """How many there were, by their labels."""
@@ -84,7 +75,7 @@ class Timings:
         return {labels: sum(one.buckets) for labels, one in self._counted.copy().items()}
 
     def forget(self, labels: tuple[str, ...]) -> None:
-        del self._counted[labels]
+        self._counted.pop(labels, None)
 
     def collect(self) -> Metric:
         """May be called from any thread."""

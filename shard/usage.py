@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class Usage(msgspec.Struct, array_like=True):
-    """What was taken, of no matter how much."""
+    """What was taken, of no matter how much. A share of it need not be a whole number."""
 
-    vectors: int = 0
+    vectors: float = 0
     """Compared with a query, whole or by their codes; postings of a sparse one's terms."""
-    vector_bytes: int = 0
+    vector_bytes: float = 0
     """Of those vectors, codes and postings."""
-    payload_bytes: int = 0
+    payload_bytes: float = 0
     """Of payloads looked at for a filter or an order, or answered."""
-    written_vector_bytes: int = 0
-    written_payload_bytes: int = 0
+    written_vector_bytes: float = 0
+    written_payload_bytes: float = 0
     cpu_seconds: float = 0.0
     """Of the threads that searched."""
-    masks: int = 0
+    masks: float = 0
     """Filters looked up, a segment, or some rows of a memtable, each."""
-    masks_made: int = 0
+    masks_made: float = 0
     """Of these, how many were not remembered."""
 
     def add(self, other: Usage) -> None:
@@ -48,14 +48,14 @@ class Usage(msgspec.Struct, array_like=True):
     def part(self, share: float) -> Usage:
         """That share of it."""
         return Usage(
-            round(self.vectors * share),
-            round(self.vector_bytes * share),
-            round(self.payload_bytes * share),
-            round(self.written_vector_bytes * share),
-            round(self.written_payload_bytes * share),
+            self.vectors * share,
+            self.vector_bytes * share,
+            self.payload_bytes * share,
+            self.written_vector_bytes * share,
+            self.written_payload_bytes * share,
             self.cpu_seconds * share,
-            round(self.masks * share),
-            round(self.masks_made * share),
+            self.masks * share,
+            self.masks_made * share,
         )
 
 

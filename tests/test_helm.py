@@ -331,7 +331,8 @@ BREAKS: dict[str, Break] = {
     "a service by gRPC less": lambda r: find(r, "Ingress", "-grpc")["spec"]["rules"][0]["http"][
         "paths"
     ].pop(),
-    "a route for gRPC less": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["matches"].pop(),
+    "a match for gRPC less": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["matches"].pop(),
+    "a route for gRPC less": lambda r: find(r, "HTTPRoute")["spec"]["rules"].pop(0),
     "a route to nowhere": lambda r: find(r, "HTTPRoute")["spec"]["rules"][0]["backendRefs"][
         0
     ].update(port=80),

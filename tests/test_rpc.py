@@ -59,6 +59,7 @@ from shard.rpc import shard_pb2 as pb
 from shard.rpc.channel import MAX_MESSAGE_BYTES, SERVICE
 from shard.rpc.client import ShardClient
 from shard.rpc.hosting import ShardId
+from shard.rpc.origin import Origin, callers
 from shard.rpc.server import ShardServer
 from tests import columns
 
@@ -1162,3 +1163,27 @@ async def test_a_profile_that_nobody_waits_for_ends(client: ShardClient) -> None
 async def test_a_profile_is_bounded(client: ShardClient, seconds: float, hertz: int) -> None:
     with pytest.raises(InvalidInput, match=r"seconds|hertz"):
         await client.profile(seconds, hertz, timeout=10)
+
+
+@pytest.mark.parametrize("by_stream", [True, False])
+async def test_what_a_call_that_fails_has_taken_is_charged(
+    server: ShardServer, client: ShardClient, monkeypatch: pytest.MonkeyPatch, by_stream: bool
+) -> None:
+    await serve(server, 0)
+    vectors = random_vectors(10)
+    await client.write(COLLECTION, {0: [upsert(0, vectors)]}, wait=True, timeout=30)
+    monkeypatch.setattr("shard.rpc.server.MAX_MESSAGE_BYTES", 10)
+    origin = Origin("mine")
+    token = callers.set(origin)
+    try:
+        with pytest.raises(InvalidInput, match="ask for fewer"):
+            if by_stream:
+                await client.search(COLLECTION, [0], random_queries(1), PARAMS, timeout=30)
+            else:
+                await client.scroll(COLLECTION, [0], b"", 10, with_payload=True, timeout=30)
+    finally:
+        callers.reset(token)
+    ((charge, share),) = origin.charges()
+    assert share == 1
+    assert charge.cost.stages["queue"] > 0
+    assert (origin.usage().vectors >= 10) == by_stream

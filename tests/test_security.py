@@ -36,7 +36,7 @@ from router.grpc import protocol
 from router.grpc.operations import OPERATIONS
 from router.observing import Observation
 from router.security import policy
-from router.security.authentication import Authenticator, ValueExists
+from router.security.authentication import MAX_SUBJECT, Authenticator, ValueExists
 from router.security.gate import Gate
 from router.security.settings import Security
 from shard.objects.local import LocalObjectStore
@@ -791,3 +791,12 @@ def test_nothing_can_be_unpickled() -> None:
         assert not wrong, f"{file} imports {wrong}"
         # NumPy's only where it is asked to.
         assert not re.search(r"allow_pickle(?!=False)", file.read_text()), file
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("ann", "ann"), ("\ud800x", "?x"), ("a" * 1_000, "a" * MAX_SUBJECT)]
+)
+async def test_a_subject_is_text_that_can_be_told(given: str, told: str) -> None:
+    authenticator = Authenticator(SECURITY, _never)
+    headers = encoded(bearer(token(sub=given)))
+    assert (await authenticator.access(headers)).subject == told

@@ -20,7 +20,7 @@ from router.observing import Observation
 from router.security.settings import Security
 from router.subjects import MAX_SUBJECTS, OTHERS, Subjects
 from shard import usage
-from shard.rpc.origin import Charge, Origin
+from shard.rpc.origin import Charge, Origin, Together
 from shard.usage import Cost, Usage, count_mask, count_payloads, count_vectors, measure, stage
 from tests.shoal_in_process import ShoalInProcess
 
@@ -253,6 +253,20 @@ def test_the_holder_of_a_token_is_charged(tmp_path: Path) -> None:
     assert written == ROWS * DIMENSION * 4
     # Who has the key itself is nobody in particular.
     assert {subject for _, subject in samples} == {"ann", "bob"}
+
+
+def test_small_shares_of_a_call_add_up() -> None:
+    subjects = Subjects()
+    origins = [Origin(str(number)) for number in range(32)]
+    together = Together((origin, 1 / 32) for origin in origins)
+    together.pay(Charge("server", "Search", 1.0, Cost(Usage(masks=8, payload_bytes=15))))
+    for origin in origins:
+        subjects.charge("ann", origin)
+    found = {
+        sample.name: sample.value for family in subjects.collect() for sample in family.samples
+    }
+    assert found["shoal_subject_usage_filters_total"] == 8
+    assert found["shoal_subject_usage_payload_read_bytes_total"] == 15
 
 
 def test_subjects_beyond_a_number_are_charged_together() -> None:

@@ -22,6 +22,8 @@ Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 LEEWAY_SECONDS = 30
 """By which a token may be over: clocks differ."""
 KEPT_TOKENS = 1_024
+MAX_SUBJECT = 128
+"""Characters of a subject that are told."""
 _ALGORITHM = "HS256"
 _MANAGER = Access(Level.MANAGE, holder="api key")
 _ALT_MANAGER = Access(Level.MANAGE, holder="alt api key")
@@ -163,6 +165,9 @@ def _verified(token: bytes, secrets: Sequence[str]) -> dict[str, Any]:
 
 def _access(claims: _Claims) -> Access:
     subject = claims.subject or claims.sub
+    if subject is not None:
+        # JSON may have halves of characters, which neither metrics nor the audit log can.
+        subject = subject.encode(errors="replace").decode()[:MAX_SUBJECT]
     if isinstance(claims.access, str):
         return Access(_LEVELS[claims.access], holder="token", subject=subject)
     collections = {one.collection: _LEVELS[one.access] for one in claims.access}

@@ -38,7 +38,7 @@ from shard.rpc.channel import (
     TRACEPARENT,
 )
 from shard.rpc.origin import Calling
-from shard.rpc.status import error_of
+from shard.rpc.status import code_of, error_of
 from shard.rpc.stream import CallStream
 from shard.usage import Cost
 
@@ -297,23 +297,26 @@ class ShardClient:
             )
         shards = getattr(getattr(request, "target", None), "shards", ())
         with Calling(self.address, method, shards) as calling:
-            answer, cost = await self._send(method, data, timeout, calling)
-            calling.cost = self._decode(lambda: Cost.decode(cost))
+            answer = await self._send(method, data, timeout, calling)
         return self._decode(lambda: reply.FromString(answer))
 
-    async def _send(
-        self, method: str, data: bytes, timeout: float, calling: Calling
-    ) -> tuple[bytes, bytes]:
-        """Answer and cost, encoded."""
+    async def _send(self, method: str, data: bytes, timeout: float, calling: Calling) -> bytes:
+        """The reply, encoded. What a call that fails has taken is told as well."""
         try:
             if method not in self._methods:
                 found = await self._stream.call(method, data, timeout, calling)
-                return found.reply, found.cost
+                self._take_cost(calling, found.cost)
+                if found.status:
+                    raise error_of(code_of(found.status), found.details, self.address)
+                return found.reply
             call = self._methods[method](data, timeout=timeout, metadata=_metadata(calling))
-            answer = await call
+            answer: bytes = await call
             told: Any = await call.trailing_metadata()
-            return answer, dict(told).get(COST, b"")
+            self._take_cost(calling, dict(told).get(COST, b""))
+            return answer
         except grpc.aio.AioRpcError as error:
+            ended: Any = error.trailing_metadata() or ()
+            self._take_cost(calling, dict(ended).get(COST, b""))
             raise error_of(error.code(), error.details() or "", self.address) from None
         except grpc.aio.UsageError as error:
             raise Unavailable(f"shard server {self.address}: {error}") from None
@@ -323,6 +326,9 @@ class ShardClient:
                 raise
             # The call was cancelled and not the caller: `close` ran out of patience.
             raise Unavailable(f"shard server {self.address}: connection closed") from None
+
+    def _take_cost(self, calling: Calling, cost: Any) -> None:
+        calling.cost = self._decode(lambda: Cost.decode(cost))
 
     def _decode(self, decode: Callable[[], T]) -> T:
         try:

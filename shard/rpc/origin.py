@@ -36,8 +36,7 @@ class Origin(msgspec.Struct, eq=False):
     request_id: str
     traceparent: str = ""
     """W3C trace context of what is under way for it, if it is traced."""
-    shares: tuple[tuple[list[Charge], float], ...] = ()
-    """Calls that were made for the request, and how much of them: each list may go on growing."""
+    _shares: list[tuple[list[Charge], float]] | None = None
 
     @property
     def trace_id(self) -> str:
@@ -53,11 +52,17 @@ class Origin(msgspec.Struct, eq=False):
         return (self,) if self.traceparent else ()
 
     def pay(self, charge: Charge) -> None:
-        self.shares += (([charge], 1.0),)
+        self.take_part([charge], 1.0)
+
+    def take_part(self, charges: list[Charge], share: float) -> None:
+        """Pay for a share of ``charges``, which may go on growing."""
+        if self._shares is None:
+            self._shares = []
+        self._shares.append((charges, share))
 
     def charges(self) -> Iterator[tuple[Charge, float]]:
         """The calls until now, and the request's share of each."""
-        for charges, share in self.shares:
+        for charges, share in self._shares or ():
             for charge in charges:
                 yield charge, share
 
@@ -78,7 +83,7 @@ class Together:
         self._charges: list[Charge] = []
         self.origins: list[Origin] = []
         for origin, share in shares:
-            origin.shares += ((self._charges, share),)
+            origin.take_part(self._charges, share)
             self.origins.append(origin)
         self.traced = [origin for origin in self.origins if origin.traceparent]
 

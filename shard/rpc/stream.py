@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from shard.errors import Corrupt, Unavailable
 from shard.rpc import shard_pb2 as pb
 from shard.rpc.origin import Calling
-from shard.rpc.status import code_of, error_of
+from shard.rpc.status import error_of
 
 
 class CallStream:
@@ -38,8 +38,8 @@ class CallStream:
     async def call(
         self, method: str, request: bytes, timeout: float, calling: Calling
     ) -> pb.Answer:
-        """The answer to ``request``, which is a reply. Raises TimeoutError, and what `error_of`
-        knows."""
+        """The answer to ``request``, whatever its status. Raises TimeoutError, Unavailable, and
+        Corrupt."""
         if self._open is None or self._open.broken:
             self._open = _OpenStream(self._connect(), self._address)
         stream, number = self._open, next(self._numbers)
@@ -63,8 +63,6 @@ class CallStream:
             del stream.waiting[number]
             if answered.cancelled():
                 stream.send(pb.Call(number=number).SerializeToString())
-        if answer.status:
-            raise error_of(code_of(answer.status), answer.details, self._address)
         return answer
 
     async def close(self, grace: float | None) -> None:
