@@ -798,5 +798,5 @@ def test_nothing_can_be_unpickled() -> None:
 )
 async def test_a_subject_is_text_that_can_be_told(given: str, told: str) -> None:
     authenticator = Authenticator(SECURITY, _never)
-    headers = encoded(bearer(token(sub=given)))
+    headers = [(b"api-key", token(sub=given).encode())]
     assert (await authenticator.access(headers)).subject == told
