@@ -349,13 +349,12 @@ def grpc_is_let_in(rendered: Rendered) -> Iterator[str]:
                 port = path["backend"]["service"]["port"]["name"]
                 paths.setdefault(f"{title(one)}, port {port}", set()).add(path["path"])
     for one in rendered.of("HTTPRoute"):
+        paths[f"{title(one)}, port grpc"] = set()
         for rule in one["spec"]["rules"]:
             (port,) = (backend["port"] for backend in rule["backendRefs"])
             port = {6333: "http", 6334: "grpc"}.get(port, port)
             named = {match["path"]["value"] for match in rule["matches"]}
             paths.setdefault(f"{title(one)}, port {port}", set()).update(named)
-    for one in rendered.of("HTTPRoute"):
-        paths.setdefault(f"{title(one)}, port grpc", set())
     for where, found in paths.items():
         expected = wanted if where.endswith("grpc") else {"/"}
         if found != expected:

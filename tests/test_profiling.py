@@ -85,6 +85,7 @@ def test_a_router_is_profiled_while_it_serves(http: httpx.Client) -> None:
     found = counts(response.text)
     assert [stack for stack in found if stack.startswith("router;")]
     assert not [stack for stack in found if "shard.profiling:sample" in stack]
+    http.get("/profile", params={"seconds": 0.01}).raise_for_status()
 
 
 def test_a_request_is_seen(http: httpx.Client) -> None:

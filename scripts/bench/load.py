@@ -147,12 +147,13 @@ class Generator:
         await self.send(load.seconds)
         if load.rate:
             await self._unless_lost(self._drain())
+        seconds, cpu = perf_counter() - started, _cpu_seconds() - cpu
         return Outcome(
             latencies=np.array(self._latencies),
-            seconds=perf_counter() - started,
+            seconds=seconds,
             failures=self._failures,
             answers=self._answers,
-            cpu_seconds=_cpu_seconds() - cpu,
+            cpu_seconds=cpu,
         )
 
     async def send(self, seconds: float) -> tuple[int, int]:
