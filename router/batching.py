@@ -214,12 +214,13 @@ def _together(batch: list[_Waiting], queries: int) -> Together:
     """Whom a batch of so many queries is for, each with its share. Traces their waiting."""
     now = perf_counter()
     attributes = {"shoal.batch.queries": queries}
+    together = Together()
     for one in batch:
-        for origin in one.callers.traced:
-            tracing.record("gather", origin.traceparent, one.since, now, attributes)
-    return Together(
-        (origin, one.queries.rows / queries) for one in batch for origin in one.callers.origins
-    )
+        for origin in one.callers.origins:
+            together.add(origin, one.queries.rows / queries)
+            if origin.traceparent:
+                tracing.record("gather", origin.traceparent, one.since, now, attributes)
+    return together
 
 
 def _cancel_if_unwanted(

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from time import time
 from typing import NamedTuple
 
 import msgspec
@@ -29,18 +30,20 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from router.directory import Directory
 from router.fanout import Fanout
 from router.subjects import Subjects
 from shard.errors import Unavailable
-from shard.metrics import Timings, Together, pack, unpack
+from shard.metrics import Noted, Timings, Together, pack, unpack
 
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -48,9 +51,10 @@ class Kind(NamedTuple):
     """What requests are counted by."""
 
     method: str
+    """One of `METHODS`, or empty: nobody can make up kinds without end."""
     route: str
     """As ``/collections/{name}/points``; empty where there is none."""
-    code: str
+    code: int
     collection: str
     """Empty for what is about none that exists."""
 
@@ -66,18 +70,24 @@ class Requests(Collector):
             Kind._fields,
             _SECONDS,
         )
-        self.count = self._seconds.count
-        """With what a `Kind` is of for labels."""
+        self._noted = Noted(self._seconds.count)
         self.in_flight = 0
 
+    def count(self, kind: tuple[str, str, int, str], seconds: float, trace_id: str) -> None:
+        """Take in one that is over, with what `Kind` has. ``trace_id``: of its trace, if it is
+        kept."""
+        exemplar = Exemplar({"trace_id": trace_id}, seconds, time()) if trace_id else None
+        self._noted.note(kind, seconds, exemplar)
+
     def collect(self) -> Iterable[Metric]:
+        self._noted.add_up()
         requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
-        for kind, total in self._seconds.totals().items():
-            collection = Kind(*kind).collection
-            if collection and not self._directory.has(collection):
-                self._seconds.forget(kind)
+        for labels, total in self._seconds.totals().items():
+            collection = labels[Kind._fields.index("collection")]
+            if collection and not self._directory.has(str(collection)):
+                self._seconds.forget(labels)
             else:
-                requests.add_metric(kind, total)
+                requests.add_metric([str(label) for label in labels], total)
         yield requests
         yield self._seconds.collect()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable
-from random import getrandbits
+from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.directory import Directory
-from router.metrics import Kind, RouterMetrics
+from router.metrics import METHODS, Kind, RouterMetrics
 from router.security.access import Access
 from shard import tracing
 from shard.rpc.origin import Origin, callers
@@ -25,11 +25,12 @@ from shard.usage import Usage
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(rb"[!-~]{1,128}")
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _HEADERS = {b"x-request-id", b"traceparent", b"shoal-usage"}
 _SLOWEST_CALLS = 8
 _CLIENT_GONE, _FAILED = 499, 500
 """What a request is counted as that has no answer. The former is nginx's."""
+_IDS = 256
+"""That are made at once."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,7 @@ class Observer:
         self._subjects = metrics.subjects
         self._slow_seconds = observation.slow_query_ms / 1_000 or float("inf")
         self._reports_usage = observation.hardware_reporting
+        self._ids: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,8 +81,10 @@ class Observer:
             elif _ID.fullmatch(value):
                 request_id = value
         scope["reports_usage"] = reports_usage
-        request_id = request_id or b"%032x" % getrandbits(128)
-        span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
+        request_id = request_id or self._new_id()
+        span = None
+        if traceparent or tracing.may_begin(started):
+            span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
         origin = Origin(request_id.decode(), "" if span is None else span.traceparent)
         scope["origin"] = origin
         callers.set(origin)
@@ -105,13 +109,13 @@ class Observer:
             self._requests.in_flight -= 1
             seconds = perf_counter() - started
             route, params = scope.get("route"), scope.get("path_params")
-            method, collection = scope["method"], params.get("name") if params else None
+            name = params.get("name") if params else None
+            method = scope["method"]
             kind = (
-                # Nobody can make up kinds without end.
-                method if method in _METHODS else "",
+                method if method in METHODS else "",
                 "" if route is None else route.path,
-                str(status),
-                self._directory.known(collection) if collection else "",
+                status,
+                self._directory.known(name) if name else "",
             )
             self._requests.count(kind, seconds, origin.trace_id)
             if span is not None:
@@ -121,6 +125,12 @@ class Observer:
                 self._subjects.charge(access.subject, origin)
             if seconds >= self._slow_seconds:
                 _tell(Kind(*kind), seconds, origin)
+
+    def _new_id(self) -> bytes:
+        if not self._ids:
+            digits = token_hex(16 * _IDS).encode()
+            self._ids = [digits[start : start + 32] for start in range(0, len(digits), 32)]
+        return self._ids.pop()
 
 
 def usage_of(origin: Origin) -> dict[str, Any]:
@@ -147,11 +157,11 @@ def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
     span.end(
         name=f"{kind.method} {kind.route}".rstrip(),
         # Others than the server's own failures are the client's, by OpenTelemetry's conventions.
-        error=kind.code if kind.code.startswith("5") else "",
+        error=str(kind.code) if kind.code >= 500 else "",
         attributes={
             "http.request.method": kind.method,
             "http.route": kind.route,
-            "http.response.status_code": int(kind.code),
+            "http.response.status_code": kind.code,
             "db.collection.name": kind.collection,
             "shoal.request_id": request_id,
         },

@@ -94,12 +94,11 @@ class _Tracing:
         if not named:
             attributes["service.name"] = service
         self._ids = Ids()
-        self._next: float | None = None
-        """When a request may be chosen; None: that is the sampler's to say."""
-        if "OTEL_TRACES_SAMPLER" not in os.environ:
-            self._next = float("-inf")
+        self.next_at = float("-inf")
+        """When the next request may be chosen, by `perf_counter`."""
+        self._has_sampler = "OTEL_TRACES_SAMPLER" in os.environ
         self.provider = TracerProvider(
-            sampler=None if self._next is None else ParentBased(ALWAYS_ON),
+            sampler=None if self._has_sampler else ParentBased(ALWAYS_ON),
             resource=Resource.create(attributes),
             id_generator=self._ids,
             shutdown_on_exit=False,
@@ -133,11 +132,11 @@ class _Tracing:
 
     def _is_chosen(self, name: str) -> bool:
         """Whether to trace what is part of nothing."""
-        if self._next is not None:
+        if not self._has_sampler:
             now = perf_counter()
-            if now < self._next:
+            if now < self.next_at:
                 return False
-            self._next = now + 1 / TRACES_A_SECOND
+            self.next_at = now + 1 / TRACES_A_SECOND
             return True
         # To begin a span that is not kept takes four times as long as to ask.
         trace_id = getrandbits(128)
@@ -186,6 +185,11 @@ def _processor_of_environment() -> SpanProcessor | None:
         logger.warning("nothing is traced: that takes `pip install shoal[otel]`")
         return None
     return BatchSpanProcessor(OTLPSpanExporter())
+
+
+def may_begin(now: float) -> bool:
+    """Whether `begin` may answer a span that is the first of a trace; ``now`` by `perf_counter`."""
+    return _tracing is not None and now >= _tracing.next_at
 
 
 def begin(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter, thread_time
 from typing import TypeVar
 
@@ -80,16 +81,16 @@ _decoder = msgspec.msgpack.Decoder(Cost)
 
 
 @dataclass(slots=True)
-class Lap:
-    """The times that one stage was gone through, by `perf_counter`."""
+class Stage:
+    """The times that a stage was gone through, by `perf_counter`."""
 
     began: float
     """The first time."""
-    ended: float
+    ended: float = 0.0
     """The last time."""
-    seconds: float
+    seconds: float = 0.0
     """All together."""
-    times: int = 1
+    times: int = 0
 
 
 @dataclass(slots=True)
@@ -99,7 +100,19 @@ class Measured:
     began: float
     ended: float = 0.0
     usage: Usage = field(default_factory=Usage)
-    stages: dict[str, Lap] = field(default_factory=dict)
+    laps: list[tuple[str, float, float]] = field(default_factory=list)
+    """Each time that a stage was gone through: its name, and from when to when."""
+    lap_began: float = 0.0
+
+    def stages(self) -> dict[str, Stage]:
+        """By their names."""
+        stages: dict[str, Stage] = {}
+        for name, began, ended in self.laps:
+            stage = stages.setdefault(name, Stage(began))
+            stage.ended = ended
+            stage.seconds += ended - began
+            stage.times += 1
+        return stages
 
 
 class _Thread(threading.local):
@@ -109,32 +122,27 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-class _Stage:
-    __slots__ = ("_began", "_name")
+class _Lap:
+    """One for all threads."""
+
+    __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __enter__(self) -> None:
-        self._began = perf_counter()
+        if (measured := _thread.measured) is not None:
+            measured.lap_began = perf_counter()
 
     def __exit__(self, *raised: object) -> None:
-        measured = _thread.measured
-        if measured is None:
-            return
-        ended = perf_counter()
-        lap = measured.stages.get(self._name)
-        if lap is None:
-            measured.stages[self._name] = Lap(self._began, ended, ended - self._began)
-        else:
-            lap.ended = ended
-            lap.seconds += ended - self._began
-            lap.times += 1
+        if (measured := _thread.measured) is not None:
+            measured.laps.append((self._name, measured.lap_began, perf_counter()))
 
 
-def stage(name: str) -> _Stage:
+@cache
+def stage(name: str) -> _Lap:
     """Context: what runs in it is that stage of what is measured. Stages do not nest."""
-    return _Stage(name)
+    return _Lap(name)
 
 
 def count_vectors(vectors: int, bytes: int) -> None:

@@ -105,7 +105,10 @@ def test_a_line_is_one_json_object() -> None:
 
 @pytest.mark.parametrize("ids", [[], ["a"], ["a", "a"], ["a", "b"]])
 def test_a_line_names_the_requests_that_it_is_about(ids: list[str]) -> None:
-    token = callers.set(Together((Origin(one), 1.0) for one in ids))
+    together = Together()
+    for one in ids:
+        together.add(Origin(one), 1.0)
+    token = callers.set(together)
     try:
         line = json.loads(JsonFormatter().format(record("hm")))
         text = TextFormatter().format(record("hm"))

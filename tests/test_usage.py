@@ -191,7 +191,7 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert measured.usage.payload_bytes == 15
     assert (measured.usage.masks, measured.usage.masks_made) == (4, 1)
     assert measured.usage.cpu_seconds > 0
-    scan, merge = measured.stages["scan"], measured.stages["merge"]
+    scan, merge = measured.stages()["scan"], measured.stages()["merge"]
     assert (scan.times, merge.times) == (3, 1)
     assert measured.began <= scan.began <= scan.ended <= merge.began <= merge.ended
     assert merge.ended <= measured.ended
@@ -258,7 +258,9 @@ def test_the_holder_of_a_token_is_charged(tmp_path: Path) -> None:
 def test_small_shares_of_a_call_add_up() -> None:
     subjects = Subjects()
     origins = [Origin(str(number)) for number in range(32)]
-    together = Together((origin, 1 / 32) for origin in origins)
+    together = Together()
+    for origin in origins:
+        together.add(origin, 1 / 32)
     together.pay(Charge("server", "Search", 1.0, Cost(Usage(masks=8, payload_bytes=15))))
     for origin in origins:
         subjects.charge("ann", origin)

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from shard import tracing
 from shard.cache import Cache
 from shard.matching import CACHE
-from shard.metrics import Timings
+from shard.metrics import Noted, Timings
 from shard.model import ShardInfo
 from shard.rpc.hosting import Hosting
 from shard.usage import Cost, Measured, Usage
@@ -87,8 +87,8 @@ class Account:
         self.measured.append((shards, measured))
         self.cost.usage.add(measured.usage)
         stages = self.cost.stages
-        for name, lap in measured.stages.items():
-            stages[name] = stages.get(name, 0.0) + lap.seconds
+        for name, began, ended in measured.laps:
+            stages[name] = stages.get(name, 0.0) + ended - began
 
     def trace(self, parent: str) -> None:
         """Record what there was in each shard as part of a trace."""
@@ -99,13 +99,13 @@ class Account:
             if span is None:
                 return
             tracing.record("queue", span.traceparent, self.asked, measured.began)
-            for name, lap in measured.stages.items():
+            for name, stage in measured.stages().items():
                 tracing.record(
                     name,
                     span.traceparent,
-                    lap.began,
-                    lap.ended,
-                    {"shoal.seconds": lap.seconds, "shoal.times": lap.times},
+                    stage.began,
+                    stage.ended,
+                    {"shoal.seconds": stage.seconds, "shoal.times": stage.times},
                 )
 
 
@@ -153,6 +153,7 @@ class Accounts(Collector):
             _STAGE_SECONDS,
         )
         self._usage: dict[str, Usage] = defaultdict(Usage)
+        self._noted = Noted(self._add)
         self.watch("cache_bytes", "What columns and masks take.", lambda: CACHE.bytes)
         self.watch("cache_limit_bytes", "What they may take.", lambda: CACHE.max_bytes)
 
@@ -164,6 +165,9 @@ class Accounts(Collector):
         self, cost: Cost, collection_id: str, method: str, code: str, seconds: float
     ) -> None:
         """Take in a call that is over, on the collection's account if it has taken anything."""
+        self._noted.note(cost, collection_id, method, code, seconds)
+
+    def _add(self, cost: Cost, collection_id: str, method: str, code: str, seconds: float) -> None:
         self._calls.count((method, code), seconds)
         for stage, spent in cost.stages.items():
             self._stages.count((stage,), spent)
@@ -172,6 +176,7 @@ class Accounts(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Collections are named by their ids. May be called from any thread."""
+        self._noted.add_up()
         yield from self._registry.collect()
         yield self._calls.collect()
         yield self._stages.collect()

@@ -75,17 +75,21 @@ class Origin(msgspec.Struct, eq=False):
 
 
 class Together:
-    """Requests that something is done for at once, each for its share of it."""
+    """Requests that something is done for at once."""
 
     __slots__ = ("_charges", "origins", "traced")
 
-    def __init__(self, shares: Iterable[tuple[Origin, float]] = ()) -> None:
+    def __init__(self) -> None:
         self._charges: list[Charge] = []
         self.origins: list[Origin] = []
-        for origin, share in shares:
-            origin.take_part(self._charges, share)
-            self.origins.append(origin)
-        self.traced = [origin for origin in self.origins if origin.traceparent]
+        self.traced: list[Origin] = []
+
+    def add(self, origin: Origin, share: float) -> None:
+        """It is done for ``origin`` as well, which pays for that share of it."""
+        origin.take_part(self._charges, share)
+        self.origins.append(origin)
+        if origin.traceparent:
+            self.traced.append(origin)
 
     def pay(self, charge: Charge) -> None:
         if self.origins:  # Else nobody would ever take them.

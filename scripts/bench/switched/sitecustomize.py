@@ -1,14 +1,16 @@
 """Lets a benchmark switch off what watches a service, in all of its processes, while they run.
 
-Python imports this at its start where the directory is in ``PYTHONPATH``. The file that
-``SHOAL_BENCH_WATCHED`` names has the names of what is on, and is read fifty times a second.
+Python imports this at its start where the directory is in ``PYTHONPATH``. ``SHOAL_BENCH_WATCHED``
+names the file of a `schedule`, which is followed from when it is there.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import json
 import os
+import random
 import sys
 import threading
 import time
@@ -24,9 +26,21 @@ is counted, and what it takes is measured. ``traces``: some are traced."""
 
 def _follow(path: Path) -> None:
     global on
-    while True:
-        on = frozenset(path.read_text().split())
+    while not path.exists():
         time.sleep(0.02)
+    began, seconds, phases = json.loads(path.read_text())
+    for number, names in enumerate(phases):
+        time.sleep(max(0.0, began + number * seconds - time.perf_counter()))
+        on = frozenset(names.split())
+        if "traces" in on:
+            _spread_traces()
+
+
+def _spread_traces() -> None:
+    """One a second, of those in which there are traces."""
+    tracing = getattr(sys.modules.get("shard.tracing"), "_tracing", None)
+    if tracing is not None:
+        tracing.next_at = time.perf_counter() + random.random()
 
 
 def _observing(module: Any) -> None:
@@ -66,7 +80,7 @@ def _usage(module: Any) -> None:
 
 
 def _metrics(module: Any) -> None:
-    module.Timings.count = _if_metrics(module.Timings.count, _nothing)
+    module.Noted.note = _if_metrics(module.Noted.note, _nothing)
 
 
 def _accounts(module: Any) -> None:
@@ -79,8 +93,9 @@ def _origin(module: Any) -> None:
 
 
 def _tracing(module: Any) -> None:
-    begin = module.begin
+    begin, may_begin = module.begin, module.may_begin
     module.begin = lambda *given, **named: begin(*given, **named) if "traces" in on else None
+    module.may_begin = lambda now: "traces" in on and may_begin(now)
 
 
 _CHANGES: dict[str, Callable[[Any], None]] = {
