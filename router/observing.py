@@ -107,24 +107,28 @@ class Observer:
             raise
         finally:
             self._requests.in_flight -= 1
-            seconds = perf_counter() - started
-            route, params = scope.get("route"), scope.get("path_params")
-            name = params.get("name") if params else None
-            method = scope["method"]
-            kind = (
-                method if method in METHODS else "",
-                "" if route is None else route.path,
-                status,
-                self._directory.known(name) if name else "",
-            )
-            self._requests.count(kind, seconds, origin.trace_id)
-            if span is not None:
-                _end(span, Kind(*kind), origin.request_id)
-            access: Access | None = scope.get("access")
-            if access is not None and access.subject is not None:
-                self._subjects.charge(access.subject, origin)
-            if seconds >= self._slow_seconds:
-                _tell(Kind(*kind), seconds, origin)
+            self._count(scope, status, origin, span)
+
+    def _count(self, scope: Scope, status: int, origin: Origin, span: tracing.Span | None) -> None:
+        """Take in a request that is over."""
+        seconds = perf_counter() - scope["started"]
+        route, params = scope.get("route"), scope.get("path_params")
+        name = params.get("name") if params else None
+        method = scope["method"]
+        kind = (
+            method if method in METHODS else "",
+            "" if route is None else route.path,
+            status,
+            self._directory.known(name) if name else "",
+        )
+        self._requests.count(kind, seconds, origin.trace_id)
+        if span is not None:
+            _end(span, Kind(*kind), origin.request_id)
+        access: Access | None = scope.get("access")
+        if access is not None and access.subject is not None:
+            self._subjects.charge(access.subject, origin)
+        if seconds >= self._slow_seconds:
+            _tell(Kind(*kind), seconds, origin)
 
     def _new_id(self) -> bytes:
         if not self._ids:

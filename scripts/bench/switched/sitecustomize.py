@@ -54,7 +54,14 @@ def _observing(module: Any) -> None:
     async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
         await (watch if "requests" in on else plain)(self, scope, receive, send)
 
+    count = module.Observer._count
+
+    def counted(self: Any, scope: Any, status: Any, origin: Any, span: Any) -> None:
+        if "metrics" in on or span is not None:
+            count(self, scope, status, origin, span)
+
     module.Observer.__call__ = call
+    module.Observer._count = counted
 
 
 def _if_metrics(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,10 +86,6 @@ def _usage(module: Any) -> None:
     module.Cost.encode = _if_metrics(module.Cost.encode, lambda cost: b"")
 
 
-def _metrics(module: Any) -> None:
-    module.Noted.note = _if_metrics(module.Noted.note, _nothing)
-
-
 def _accounts(module: Any) -> None:
     module.Accounts.settle = _if_metrics(module.Accounts.settle, _nothing)
 
@@ -101,7 +104,6 @@ def _tracing(module: Any) -> None:
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "router.observing": _observing,
     "shard.usage": _usage,
-    "shard.metrics": _metrics,
     "shard.rpc.accounts": _accounts,
     "shard.rpc.origin": _origin,
     "shard.tracing": _tracing,
