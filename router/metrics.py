@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -51,12 +51,17 @@ class Kind(NamedTuple):
     """What requests are counted by."""
 
     method: str
-    """One of `METHODS`, or empty: nobody can make up kinds without end."""
+    """Empty for what is none: nobody can make up kinds without end."""
     route: str
     """As ``/collections/{name}/points``; empty where there is none."""
-    code: int
+    code: str
     collection: str
     """Empty for what is about none that exists."""
+
+    @classmethod
+    def of(cls, method: str, route: str, status: int, collection: str) -> Kind:
+        """``method`` as it was given."""
+        return cls(method if method in _METHODS else "", route, str(status), collection)
 
 
 class Requests(Collector):
@@ -70,24 +75,29 @@ class Requests(Collector):
             Kind._fields,
             _SECONDS,
         )
-        self._noted = Noted(self._seconds.count)
+        self._noted = Noted(self._add)
         self.in_flight = 0
 
-    def count(self, kind: tuple[str, str, int, str], seconds: float, trace_id: str) -> None:
-        """Take in one that is over, with what `Kind` has. ``trace_id``: of its trace, if it is
-        kept."""
+    def count(self, request: tuple[str, str, int, str], seconds: float, trace_id: str) -> None:
+        """Take in one that is over, with what `Kind.of` takes. ``trace_id``: of its trace, if it
+        is kept."""
         exemplar = Exemplar({"trace_id": trace_id}, seconds, time()) if trace_id else None
-        self._noted.note(kind, seconds, exemplar)
+        self._noted.note(request, seconds, exemplar)
+
+    def _add(
+        self, request: tuple[str, str, int, str], seconds: float, exemplar: Exemplar | None
+    ) -> None:
+        self._seconds.count(Kind.of(*request), seconds, exemplar)
 
     def collect(self) -> Iterable[Metric]:
         self._noted.add_up()
         requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
-        for labels, total in self._seconds.totals().items():
-            collection = labels[Kind._fields.index("collection")]
-            if collection and not self._directory.has(str(collection)):
-                self._seconds.forget(labels)
+        for kind, total in self._seconds.totals().items():
+            collection = Kind(*kind).collection
+            if collection and not self._directory.has(collection):
+                self._seconds.forget(kind)
             else:
-                requests.add_metric([str(label) for label in labels], total)
+                requests.add_metric(kind, total)
         yield requests
         yield self._seconds.collect()
 

@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.directory import Directory
-from router.metrics import METHODS, Kind, RouterMetrics
+from router.metrics import Kind, RouterMetrics
 from router.security.access import Access
 from shard import tracing
 from shard.rpc.origin import Origin, callers
@@ -114,21 +114,20 @@ class Observer:
         seconds = perf_counter() - scope["started"]
         route, params = scope.get("route"), scope.get("path_params")
         name = params.get("name") if params else None
-        method = scope["method"]
-        kind = (
-            method if method in METHODS else "",
+        request = (
+            scope["method"],
             "" if route is None else route.path,
             status,
             self._directory.known(name) if name else "",
         )
-        self._requests.count(kind, seconds, origin.trace_id)
+        self._requests.count(request, seconds, origin.trace_id)
         if span is not None:
-            _end(span, Kind(*kind), origin.request_id)
+            _end(span, Kind.of(*request), origin.request_id)
         access: Access | None = scope.get("access")
         if access is not None and access.subject is not None:
             self._subjects.charge(access.subject, origin)
         if seconds >= self._slow_seconds:
-            _tell(Kind(*kind), seconds, origin)
+            _tell(Kind.of(*request), seconds, origin)
 
     def _new_id(self) -> bytes:
         if not self._ids:
@@ -161,11 +160,11 @@ def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
     span.end(
         name=f"{kind.method} {kind.route}".rstrip(),
         # Others than the server's own failures are the client's, by OpenTelemetry's conventions.
-        error=str(kind.code) if kind.code >= 500 else "",
+        error=kind.code if kind.code.startswith("5") else "",
         attributes={
             "http.request.method": kind.method,
             "http.route": kind.route,
-            "http.response.status_code": kind.code,
+            "http.response.status_code": int(kind.code),
             "db.collection.name": kind.collection,
             "shoal.request_id": request_id,
         },

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
-from typing import Generic, NamedTuple, TypeAlias, TypeVarTuple
+from typing import Generic, NamedTuple, TypeVarTuple
 
 import msgspec
 from prometheus_client import Metric, disable_created_metrics
@@ -25,11 +25,10 @@ from prometheus_client.utils import floatToGoString
 disable_created_metrics()  # type: ignore[no-untyped-call]  # Else there is a second series for each.
 
 
-_NOTED = 512
-"""Of what is added up at once."""
+NOTES = 64
+"""That are added up at once. Of calls to a shard server that takes a quarter of a millisecond."""
 
 Ts = TypeVarTuple("Ts")
-Labels: TypeAlias = tuple[str | int, ...]
 
 
 class Noted(Generic[*Ts]):
@@ -46,7 +45,7 @@ class Noted(Generic[*Ts]):
     def note(self, *what: *Ts) -> None:
         """``what`` to call ``add`` with."""
         self._notes.append(what)
-        if len(self._notes) >= _NOTED:
+        if len(self._notes) >= NOTES:
             self.add_up()
 
     def add_up(self) -> None:
@@ -70,9 +69,11 @@ class Timings:
         bounds: Sequence[float],
     ) -> None:
         self._name, self._help, self._labels, self._bounds = name, help, labels, bounds
-        self._counted: dict[Labels, _Counted] = {}
+        self._counted: dict[tuple[str, ...], _Counted] = {}
 
-    def count(self, labels: Labels, seconds: float, exemplar: Exemplar | None = None) -> None:
+    def count(
+        self, labels: tuple[str, ...], seconds: float, exemplar: Exemplar | None = None
+    ) -> None:
         counted = self._counted.get(labels)
         if counted is None:
             counted = self._counted[labels] = _Counted([0] * (len(self._bounds) + 1))
@@ -82,11 +83,11 @@ class Timings:
         if exemplar is not None:
             counted.exemplars[bucket] = exemplar
 
-    def totals(self) -> dict[Labels, int]:
+    def totals(self) -> dict[tuple[str, ...], int]:
         """How many there were, by their labels."""
         return {labels: sum(one.buckets) for labels, one in self._counted.copy().items()}
 
-    def forget(self, labels: Labels) -> None:
+    def forget(self, labels: tuple[str, ...]) -> None:
         self._counted.pop(labels, None)
 
     def collect(self) -> Metric:
@@ -98,7 +99,7 @@ class Timings:
                 bound: str = floatToGoString((*self._bounds, math.inf)[number])  # type: ignore[no-untyped-call]
                 exemplar = counted.exemplars.get(number)
                 buckets.append((bound, total, exemplar) if exemplar else (bound, total))
-            family.add_metric([str(label) for label in labels], buckets, counted.seconds)
+            family.add_metric(labels, buckets, counted.seconds)
         return family
 
 

@@ -81,16 +81,16 @@ _decoder = msgspec.msgpack.Decoder(Cost)
 
 
 @dataclass(slots=True)
-class Stage:
-    """The times that a stage was gone through, by `perf_counter`."""
+class Lap:
+    """The times that one stage was gone through, by `perf_counter`."""
 
     began: float
     """The first time."""
-    ended: float = 0.0
+    ended: float
     """The last time."""
-    seconds: float = 0.0
+    seconds: float
     """All together."""
-    times: int = 0
+    times: int = 1
 
 
 @dataclass(slots=True)
@@ -100,19 +100,9 @@ class Measured:
     began: float
     ended: float = 0.0
     usage: Usage = field(default_factory=Usage)
-    laps: list[tuple[str, float, float]] = field(default_factory=list)
-    """Each time that a stage was gone through: its name, and from when to when."""
-    lap_began: float = 0.0
-
-    def stages(self) -> dict[str, Stage]:
-        """By their names."""
-        stages: dict[str, Stage] = {}
-        for name, began, ended in self.laps:
-            stage = stages.setdefault(name, Stage(began))
-            stage.ended = ended
-            stage.seconds += ended - began
-            stage.times += 1
-        return stages
+    stages: dict[str, Lap] = field(default_factory=dict)
+    stage_began: float = 0.0
+    """The newest one of all."""
 
 
 class _Thread(threading.local):
@@ -122,8 +112,8 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-class _Lap:
-    """One for all threads."""
+class _Stage:
+    """One for all threads: to make one costs as much as what it does."""
 
     __slots__ = ("_name",)
 
@@ -132,17 +122,26 @@ class _Lap:
 
     def __enter__(self) -> None:
         if (measured := _thread.measured) is not None:
-            measured.lap_began = perf_counter()
+            measured.stage_began = perf_counter()
 
     def __exit__(self, *raised: object) -> None:
-        if (measured := _thread.measured) is not None:
-            measured.laps.append((self._name, measured.lap_began, perf_counter()))
+        measured = _thread.measured
+        if measured is None:
+            return
+        began, ended = measured.stage_began, perf_counter()
+        lap = measured.stages.get(self._name)
+        if lap is None:
+            measured.stages[self._name] = Lap(began, ended, ended - began)
+        else:
+            lap.ended = ended
+            lap.seconds += ended - began
+            lap.times += 1
 
 
 @cache
-def stage(name: str) -> _Lap:
+def stage(name: str) -> _Stage:
     """Context: what runs in it is that stage of what is measured. Stages do not nest."""
-    return _Lap(name)
+    return _Stage(name)
 
 
 def count_vectors(vectors: int, bytes: int) -> None:

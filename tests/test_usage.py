@@ -191,7 +191,7 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert measured.usage.payload_bytes == 15
     assert (measured.usage.masks, measured.usage.masks_made) == (4, 1)
     assert measured.usage.cpu_seconds > 0
-    scan, merge = measured.stages()["scan"], measured.stages()["merge"]
+    scan, merge = measured.stages["scan"], measured.stages["merge"]
     assert (scan.times, merge.times) == (3, 1)
     assert measured.began <= scan.began <= scan.ended <= merge.began <= merge.ended
     assert merge.ended <= measured.ended

@@ -5,14 +5,15 @@
 One service answers the same load all the time, while parts of what watches it are switched off and
 on in all of its processes (`scripts/bench/switched`): for a quarter of a second each, in another
 order each round. So neither processes nor connections, indexes, batches or what else the machine
-does differ from one to the other: two services, with the same code, do by three in a hundred.
+does differ from one to the other, as they do from one service to the next with the same code.
 
 Where there are metrics they are asked for every 15 s, as Prometheus would; where there are traces
 it is one request a second, as is the default, to a collector that takes the spans and does nothing
 with them. Spans leave at once and not after five seconds, so that who makes them also sends them.
 
-What cannot be switched stays on: a call to a shard server is timed and has an empty account, and
-each part that can be switched asks whether it is on. Less than a microsecond a search, by itself.
+What cannot be switched stays on: a call to a shard server is timed and has an empty account, who is
+under way is counted, and each part that can be switched asks whether it is on. Less than a
+microsecond a search, by itself.
 """
 
 from __future__ import annotations
@@ -24,32 +25,35 @@ import multiprocessing
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from router.batching import MAX_BATCH
 from scripts.bench import collection, data, services
 from scripts.bench.__main__ import MANY, K
 from scripts.bench.load import Generator, Load
 
 PHASE_SECONDS = 0.25
 SETTLE_SECONDS = 0.05
-"""Of each phase, until what has begun before is over. A search takes a fifth of it."""
-WARM_UP_SECONDS = 5.0
+"""Of each phase, until what has begun before is over."""
+WARM_UP_SECONDS = 3.0
 SCRAPE_SECONDS = 15.0
-SEND_MILLISECONDS = 50
+SEND_MILLISECONDS = 20
 _SHARDS = 4
+_TOLERANCE = 0.05
 _PARTS = {
     "nothing": "",
     "request ids": "requests",
@@ -80,6 +84,16 @@ class Schedule(NamedTuple):
         """By `perf_counter`."""
         return self.began + phase * self.seconds
 
+    def write(self, path: Path) -> None:
+        """All at once."""
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(self))
+        part.replace(path)
+
+    @staticmethod
+    def read(path: Path) -> Schedule:
+        return Schedule(*json.loads(path.read_text()))
+
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -90,9 +104,9 @@ def main() -> None:
     chosen = arguments.parse_args()
     names = [name for _ in range(chosen.rounds) for name in random.sample([*_PARTS], len(_PARTS))]
     with TemporaryDirectory() as folder:
-        rates = _measure(Path(folder), data.load(chosen.data), chosen.clients, names)
+        counts = _measure(Path(folder), data.load(chosen.data), chosen.clients, names)
     order = np.array(names)
-    figures = _compare({name: rates[order == name] for name in _PARTS})
+    figures = _compare({name: counts[order == name] for name in _PARTS})
     Console().print_json(json.dumps(figures))
     if chosen.out:
         told = {"kind": "watching", "clients": chosen.clients, "rounds": chosen.rounds, **figures}
@@ -102,9 +116,9 @@ def main() -> None:
 def _measure(
     folder: Path, loaded: data.DataSet, clients: int, names: list[str]
 ) -> NDArray[np.float64]:
-    """Searches a second in phases of those names (n,)."""
+    """How many searches there were in how many seconds of phases of those names, (n, 2)."""
     told = folder / "schedule"
-    with _collector() as collector:
+    with _collector() as (collector, sent):
         env = {
             "SHOAL_BENCH_WATCHED": str(told),
             "PYTHONPATH": f"{Path(__file__).parent / 'switched'}:{Path.cwd()}",
@@ -116,76 +130,135 @@ def _measure(
             collection.settle(service.url)
             requests = collection.single_queries(service.url, loaded.queries, K)
             load = Load(url=service.url, requests=requests, clients=clients, seconds=PHASE_SECONDS)
+            before = _counted(service.url)
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, context) as process:
-                began = perf_counter() + WARM_UP_SECONDS
-                schedule = Schedule(began, PHASE_SECONDS, [_PARTS[name] for name in names])
-                part = told.with_suffix(".part")
-                part.write_text(json.dumps(schedule))
-                part.replace(told)
-                running = process.submit(_run, load, schedule)
-                _scrape(service.url, schedule)
-                return np.array(running.result())
+                phases = [_PARTS[name] for name in names]
+                running = process.submit(_run, load, phases, told)
+                _scrape(service.url, told, running)
+                counts = np.array(running.result())
+            _check(phases, counts, _counted(service.url) - before, len(sent))
+    return counts
 
 
-def _run(load: Load, schedule: Schedule) -> list[float]:
+def _run(load: Load, phases: list[str], told: Path) -> list[tuple[int, float]]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_count(load, schedule))
+        return runner.run(_count(load, phases, told))
 
 
-async def _count(load: Load, schedule: Schedule) -> list[float]:
-    rates = []
+async def _count(load: Load, phases: list[str], told: Path) -> list[tuple[int, float]]:
+    counts = []
     async with Generator(load) as generator:
-        for phase in range(len(schedule.phases)):
-            await generator.send(schedule.begin(phase) + SETTLE_SECONDS - perf_counter())
+        await generator.send(WARM_UP_SECONDS)
+        schedule = Schedule(perf_counter() + WARM_UP_SECONDS, PHASE_SECONDS, phases)
+        schedule.write(told)
+        for phase in range(len(phases)):
+            _, failures = await generator.send(
+                schedule.begin(phase) + SETTLE_SECONDS - perf_counter()
+            )
             began = perf_counter()
-            answered, failures = await generator.send(schedule.begin(phase + 1) - began)
-            if failures:
-                raise RuntimeError(f"phase {phase}: {failures} requests failed")
-            rates.append(answered / (perf_counter() - began))
-    return rates
+            answered, more = await generator.send(schedule.begin(phase + 1) - began)
+            counts.append((answered, perf_counter() - began))
+            if failures + more:
+                raise RuntimeError(f"phase {phase}: {failures + more} requests failed")
+    return counts
 
 
-def _scrape(url: str, schedule: Schedule) -> None:
-    """Ask for metrics where there are some, until all phases are over."""
+def _scrape(url: str, told: Path, running: Future[Any]) -> None:
+    """Ask for metrics where there are some, until ``running`` is done."""
+    while not told.exists() and not running.done():
+        time.sleep(0.1)
+    if running.done():
+        return
+    schedule = Schedule.read(told)
     with httpx.Client(timeout=30) as client:
         for phase, on in enumerate(schedule.phases):
             if "metrics" not in on or random.random() > PHASE_SECONDS / SCRAPE_SECONDS:
                 continue
             when = schedule.begin(phase) + random.random() * PHASE_SECONDS
-            time.sleep(max(0.0, when - perf_counter()))
+            wait([running], timeout=when - perf_counter())
+            if running.done():
+                return
             client.get(f"{url}/metrics").raise_for_status()
 
 
-def _compare(rates: dict[str, NDArray[np.float64]]) -> dict[str, float]:
-    """``rates``: (rounds,) of each name."""
-    figures = {f"{name}: queries/s": float(of_name.mean()) for name, of_name in rates.items()}
-    draws = np.random.default_rng(0)
+class _Counted(NamedTuple):
+    """What the service has counted."""
+
+    searches: float
+    calls: float
+    """To shard servers."""
+
+    def __sub__(self, other: _Counted) -> _Counted:
+        return _Counted(self.searches - other.searches, self.calls - other.calls)
+
+
+def _counted(url: str) -> _Counted:
+    found = {"searches": 0.0, "calls": 0.0}
+    text = httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "shoal_requests_total":
+                found["searches"] += sample.value * sample.labels["route"].endswith("/query")
+            elif sample.name == "shoal_shard_server_call_seconds_count":
+                found["calls"] += sample.value * (sample.labels["method"] == "Search")
+    return _Counted(**found)
+
+
+def _check(phases: list[str], counts: NDArray[np.float64], counted: _Counted, sent: int) -> None:
+    """Raises RuntimeError where it does not look as if parts had been on, and off, as they should.
+
+    ``sent``: how often spans have been.
+    """
+    on = np.array(["metrics" in phase for phase in phases])
+    # What was not counted are the seconds of settling.
+    searches = counts[on, 0].sum() * PHASE_SECONDS / (PHASE_SECONDS - SETTLE_SECONDS)
+    traces = sum("traces" in phase for phase in phases) * PHASE_SECONDS
+    if abs(counted.searches / searches - 1) > _TOLERANCE:
+        raise RuntimeError(f"{counted.searches} searches are counted of {searches:.0f}")
+    if not searches / MAX_BATCH < counted.calls < searches:
+        raise RuntimeError(f"{counted.calls} calls are counted for {searches:.0f} searches")
+    # Each trace by the router and by shard servers, of which some are late for the others.
+    if not traces / 2 < sent < 8 * traces:
+        raise RuntimeError(f"spans were sent {sent} times, for {traces:.0f} traces")
+
+
+def _compare(counts: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    """``counts``: searches and seconds of each name, (rounds, 2)."""
+
+    def rate(name: str, rounds: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Over the last axis of ``rounds``."""
+        searches, seconds = counts[name][rounds].sum(axis=-2).T
+        return np.asarray(searches / seconds)
+
+    every = np.arange(len(counts["nothing"]))
+    draws = np.random.default_rng(0).integers(0, len(every), (1_000, len(every)))
+    figures = {f"{name}: queries/s": float(rate(name, every)) for name in counts}
     for name, base in _RATIOS:
-        figures[f"{name}, of {base}"] = float(rates[name].mean() / rates[base].mean())
-        # By the bootstrap over rounds.
-        rounds = draws.integers(0, len(rates[name]), (1_000, len(rates[name])))
-        drawn = rates[name][rounds].mean(axis=1) / rates[base][rounds].mean(axis=1)
+        figures[f"{name}, of {base}"] = float(rate(name, every) / rate(base, every))
+        # By the bootstrap over rounds; another service may differ by more.
+        drawn = rate(name, draws) / rate(base, draws)
         figures[f"{name}, of {base}, standard error"] = float(drawn.std())
     return figures
 
 
-class _Sink(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @contextmanager
-def _collector() -> Iterator[str]:
-    """Takes spans by OTLP; the URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Sink) as server:
+def _collector() -> Iterator[tuple[str, list[int]]]:
+    """Takes spans by OTLP: its URL, and the bytes of each time that some have come."""
+    sent: list[int] = []
+
+    class Sink(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(len(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sink) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}", sent
         server.shutdown()
 
 

@@ -87,8 +87,8 @@ class Account:
         self.measured.append((shards, measured))
         self.cost.usage.add(measured.usage)
         stages = self.cost.stages
-        for name, began, ended in measured.laps:
-            stages[name] = stages.get(name, 0.0) + ended - began
+        for name, lap in measured.stages.items():
+            stages[name] = stages.get(name, 0.0) + lap.seconds
 
     def trace(self, parent: str) -> None:
         """Record what there was in each shard as part of a trace."""
@@ -99,13 +99,13 @@ class Account:
             if span is None:
                 return
             tracing.record("queue", span.traceparent, self.asked, measured.began)
-            for name, stage in measured.stages().items():
+            for name, lap in measured.stages.items():
                 tracing.record(
                     name,
                     span.traceparent,
-                    stage.began,
-                    stage.ended,
-                    {"shoal.seconds": stage.seconds, "shoal.times": stage.times},
+                    lap.began,
+                    lap.ended,
+                    {"shoal.seconds": lap.seconds, "shoal.times": lap.times},
                 )
 
 

@@ -1,7 +1,7 @@
 """Lets a benchmark switch off what watches a service, in all of its processes, while they run.
 
 Python imports this at its start where the directory is in ``PYTHONPATH``. ``SHOAL_BENCH_WATCHED``
-names the file of a `schedule`, which is followed from when it is there.
+names the file of a `scripts.bench.watching.Schedule`, which is followed from when it is there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-on: frozenset[str] = frozenset({"requests", "metrics", "traces"})
+on: frozenset[str] = frozenset()
 """``requests``: each has an id, which its answer and calls to shard servers carry. ``metrics``: it
 is counted, and what it takes is measured. ``traces``: some are traced."""
 
@@ -31,9 +31,11 @@ def _follow(path: Path) -> None:
     began, seconds, phases = json.loads(path.read_text())
     for number, names in enumerate(phases):
         time.sleep(max(0.0, began + number * seconds - time.perf_counter()))
-        on = frozenset(names.split())
-        if "traces" in on:
+        if "traces" in names:
             _spread_traces()
+        on = frozenset(names.split())
+    time.sleep(max(0.0, began + len(phases) * seconds - time.perf_counter()))
+    on = frozenset()
 
 
 def _spread_traces() -> None:
@@ -93,6 +95,11 @@ def _accounts(module: Any) -> None:
 def _origin(module: Any) -> None:
     for payer in (module.Origin, module.Together):
         payer.pay = _if_metrics(payer.pay, _nothing)
+    module.Origin.take_part = _if_metrics(module.Origin.take_part, _nothing)
+
+
+def _batches(module: Any) -> None:
+    module.Histogram.observe = _if_metrics(module.Histogram.observe, _nothing)
 
 
 def _tracing(module: Any) -> None:
@@ -102,6 +109,7 @@ def _tracing(module: Any) -> None:
 
 
 _CHANGES: dict[str, Callable[[Any], None]] = {
+    "router.batching": _batches,
     "router.observing": _observing,
     "shard.usage": _usage,
     "shard.rpc.accounts": _accounts,
