@@ -129,6 +129,8 @@ def test_every_answer_has_the_requests_id_or_a_new_one(http: httpx.Client) -> No
         assert answered("mine-1/2.3", path) == "mine-1/2.3"
     made = {answered(given) for given in (None, "", "two words", "x" * 129, None)}
     assert len(made) == 5
+    made |= {answered(None, "/livez") for _ in range(300)}
+    assert len(made) == 305
     assert all(len(one) == 32 and int(one, 16) >= 0 for one in made)
 
 

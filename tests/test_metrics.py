@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -15,7 +18,7 @@ from qdrant_client import QdrantClient
 
 from router.metrics import PUBLISH_SECONDS
 from router.observing import Observation
-from shard.metrics import Together, pack, unpack
+from shard.metrics import NOTES, Noted, Together, pack, unpack
 from tests.shoal_in_process import ShoalInProcess
 from tests.shoal_process import ShoalProcess
 
@@ -95,11 +98,14 @@ def test_nobody_can_make_up_series(http: httpx.Client) -> None:
         http.get(f"/nowhere/{number}")
         http.post(f"/collections/nobody-{number}/points/query", json=QUERY)
         http.request("PATCH", f"/collections/songs-{number}/points/query")
+        http.request("PROPFIND", f"/nowhere/{number}")
+        http.request("MKCOL", f"/nowhere/{number}")
     made = {
         frozenset(labels.items()) for labels, _ in scrape(http)["shoal_requests_total"]
     } - before
-    assert len(made) == 3
+    assert len(made) == 4
     assert {dict(labels)["collection"] for labels in made} == {""}
+    assert {dict(labels)["method"] for labels in made} == {"GET", "POST", "PATCH", ""}
 
 
 def test_an_alias_counts_as_its_collection_and_a_deleted_one_is_forgotten(
@@ -203,6 +209,42 @@ def test_any_router_process_answers_for_all(shoal: ShoalInProcess, tmp_path: Pat
             assert total(samples, "shoal_requests_total", **asked, router="0") == 3
             assert total(samples, "shoal_requests_total", **asked, router="1") == 4
             assert total(samples, "shoal_shard_points") == 100
+
+
+def test_what_is_noted_is_counted_once_whoever_adds_up() -> None:
+    counted: Counts[int] = Counts()
+    notes = 50 * NOTES + 1
+
+    def count(number: int, twice: int) -> None:
+        assert twice == 2 * number
+        counted[number] += 1
+
+    noted = Noted(count)
+    over = Event()
+
+    def add_up() -> None:
+        while not over.is_set():
+            noted.add_up()
+
+    with ThreadPoolExecutor(2) as threads:
+        adding = [threads.submit(add_up) for _ in range(2)]
+        for number in range(notes):
+            noted.note(number, 2 * number)
+        over.set()
+        for one in adding:
+            one.result(timeout=10)
+    noted.add_up()
+    assert counted == Counts(range(notes))
+
+
+def test_many_notes_are_counted_before_anybody_asks() -> None:
+    counted: list[int] = []
+    noted = Noted(counted.append)
+    for number in range(NOTES - 1):
+        noted.note(number)
+    assert counted == []
+    noted.note(NOTES - 1)
+    assert counted == list(range(NOTES))
 
 
 def test_what_is_packed_is_what_is_unpacked() -> None:

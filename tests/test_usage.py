@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,22 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert scan.seconds <= scan.ended - scan.began
     count_vectors(1, 1)
     assert measured.usage.vectors == 6
+
+
+def test_a_stage_that_fails_has_taken_its_time() -> None:
+    def work() -> None:
+        for _ in range(2):
+            with suppress(ZeroDivisionError), stage("scan"):
+                time.sleep(0.01)
+                1 // 0  # noqa: B018 - it fails
+        with stage("merge"):
+            pass
+
+    _, measured = measure(work)
+    scan, merge = measured.stages["scan"], measured.stages["merge"]
+    assert (scan.times, merge.times) == (2, 1)
+    assert 0.02 <= scan.seconds <= scan.ended - scan.began
+    assert scan.ended <= merge.began
 
 
 def test_nothing_is_measured_after_a_failure() -> None:
