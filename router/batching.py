@@ -47,9 +47,9 @@ _GRACE_SECONDS = 0.25
 """For the batch's own error, which tells more than that time is over."""
 
 Send: TypeAlias = Callable[
-    [Collection, VectorColumn, SearchParams, Sequence[bytes], float], Awaitable[Hits]
+    [Collection, VectorColumn, SearchParams, Sequence[bytes], float, float], Awaitable[Hits]
 ]
-"""With a filter for each query."""
+"""With a filter for each query, and the seconds it may take, from when on by `monotonic`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +59,14 @@ class _Waiting:
     callers: Callers
     since: float
     """By `perf_counter`."""
-    deadline: float
+    timeout: float
+    asked: float
+    """By `monotonic`."""
     found: asyncio.Future[Hits]
+
+    @property
+    def deadline(self) -> float:
+        return self.asked + self.timeout
 
 
 class SearchBatcher:
@@ -87,7 +93,7 @@ class SearchBatcher:
         """What ``send`` answers for ``queries``, and raises what it raises."""
         if queries.rows >= MAX_BATCH:
             filters = [filter] * queries.rows
-            return await self._send(collection, queries, params, filters, timeout)
+            return await self._send(collection, queries, params, filters, timeout, monotonic())
         alone = len(filter) > LARGE_FILTER or is_of_texts(filter)
         key = (collection.id, params, filter if alone else b"")
         lane = self._lanes.get(key)
@@ -103,9 +109,10 @@ class SearchBatcher:
         params: SearchParams,
         filters: Sequence[bytes],
         timeout: float,
+        since: float,
     ) -> Awaitable[Hits]:
         self.sizes.observe(queries.rows)
-        return self._forward(collection, queries, params, filters, timeout)
+        return self._forward(collection, queries, params, filters, timeout, since)
 
 
 class _Lane:
@@ -124,9 +131,8 @@ class _Lane:
 
     async def search(self, queries: VectorColumn, filter: bytes, timeout: float) -> Hits:
         found: asyncio.Future[Hits] = asyncio.get_running_loop().create_future()
-        deadline = monotonic() + timeout
         self._waiting.append(
-            _Waiting(queries, filter, callers.get(), perf_counter(), deadline, found)
+            _Waiting(queries, filter, callers.get(), perf_counter(), timeout, monotonic(), found)
         )
         self._fill_soon()
         try:
@@ -188,9 +194,11 @@ class _Lane:
         queries = VectorColumn.concatenate([one.queries for one in batch])
         filters = [one.filter for one in batch for _ in range(one.queries.rows)]
         callers.set(_together(batch, queries.rows))
-        timeout = max(one.deadline for one in batch) - monotonic()
+        last = max(batch, key=attrgetter("deadline"))
         try:
-            hits = await self._send(self._collection, queries, self._params, filters, timeout)
+            hits = await self._send(
+                self._collection, queries, self._params, filters, last.timeout, last.asked
+            )
         except asyncio.CancelledError:
             for one in batch:
                 one.found.cancel()

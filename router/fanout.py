@@ -190,7 +190,7 @@ class Fanout:
         filter = indexed(filter, collection)
         if params.examples:
             filters = [filter] * queries.rows
-            return await self._search(collection, queries, params, filters, timeout)
+            return await self._search(collection, queries, params, filters, timeout, monotonic())
         return await self._batcher.search(collection, queries, params, filter, timeout)
 
     async def _search(
@@ -200,6 +200,7 @@ class Fanout:
         params: SearchParams,
         filters: Sequence[bytes],
         timeout: float,
+        since: float,
     ) -> Hits:
         answers = await self._ask(
             collection,
@@ -208,6 +209,7 @@ class Fanout:
                 collection.id, shards, queries, params, filters, timeout=left
             ),
             timeout,
+            since,
         )
         if len(answers) == 1:
             return answers[0][1]
@@ -395,9 +397,16 @@ class Fanout:
         shards: Sequence[int],
         call: Callable[[ShardClient, list[int], float], Awaitable[T]],
         timeout: float,
+        since: float | None = None,
     ) -> list[Answer[T]]:
-        """What the servers answer, each with those of ``shards`` that it answers for."""
-        request = _Request(self._topology, self._client, self._retries, collection, call, timeout)
+        """What the servers answer, each with those of ``shards`` that it answers for.
+
+        ``timeout`` counts from ``since`` on, by `monotonic`; None: from now.
+        """
+        began = monotonic() if since is None else since
+        request = _Request(
+            self._topology, self._client, self._retries, collection, call, timeout, began
+        )
         return await request.ask(shards)
 
     def _client(self, topology: Topology, address: str) -> ShardClient:
@@ -430,6 +439,7 @@ class _Request(Generic[T]):
         collection: Collection,
         call: Callable[[ShardClient, list[int], float], Awaitable[T]],
         timeout: float,
+        began: float,
     ) -> None:
         self._topology = topology
         self._connect = connect
@@ -437,7 +447,7 @@ class _Request(Generic[T]):
         self._collection = collection
         self._call = call
         self._timeout = timeout
-        self._began = monotonic()
+        self._began = began
         self._known = False
 
     async def ask(self, shards: Sequence[int], attempt: int = 0) -> list[Answer[T]]:

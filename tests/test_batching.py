@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ class Shards:
         self.filters: list[list[bytes]] = []
         self.refused: dict[bytes, Exception] = {}
         self.timeouts: list[float] = []
+        self.since: list[float] = []
         self.cancelled = 0
         self.may_answer = asyncio.Event()
         self.error: Exception | None = None
@@ -50,12 +52,14 @@ class Shards:
         params: SearchParams,
         filters: Sequence[bytes],
         timeout: float,
+        since: float,
     ) -> Hits:
         values = queries.values[:, 0].astype(np.int64)
         self.batches.append(values.tolist())
         self.params.append(params)
         self.filters.append(list(filters))
         self.timeouts.append(timeout)
+        self.since.append(since)
         try:
             await self.may_answer.wait()
         except asyncio.CancelledError:
@@ -290,13 +294,16 @@ async def test_of_a_batch_the_longest_deadline_counts_and_each_keeps_its_own() -
     shards = Shards()
     batcher = SearchBatcher(shards.search)
     busy = await occupy(batcher)
+    asked = monotonic()
     patient, hasty = start(batcher, 5, timeout=20), start(batcher, 6, timeout=0.01)
     with pytest.raises(TimeoutError, match=r"`c` did not answer within 0\.01 s"):
         await hasty
+    waited = monotonic()
     shards.may_answer.set()
     check(await patient, 5)
     await asyncio.gather(*busy)
     assert 18 < shards.timeouts[-1] <= 20
+    assert asked <= shards.since[-1] < waited, "waiting for others counts"
     assert shards.batches[-1] == [5]
 
 
