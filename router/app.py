@@ -128,4 +128,4 @@ def create_app(
         return await context.directory.act(claim.collection, count) > 0
 
     gate = Gate(HotPath(app, search.HOT), security, Authenticator(security, holds))
-    return Observer(gate, directory, metrics, observation)
+    return Observer(gate, metrics, observation, has_subjects=security.jwt_rbac)

@@ -33,25 +33,13 @@ class Directory:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._names = Names({}, {})
+        self.names = Names({}, {})
+        """As they are cached: another object each time the catalog is read, not to be changed."""
         self._read_at = float("-inf")
         self._revalidate_at = float("-inf")
         self._reading = asyncio.Lock()
         self._revalidation: asyncio.Task[object] | None = None
         self._revalidates_since = float("-inf")
-
-    def known(self, name: str) -> str:
-        """The own name of the collection of that name or alias, as it is cached; else empty."""
-        collection = self._names.get(name)
-        return "" if collection is None else collection.name
-
-    def has(self, name: str) -> bool:
-        """Whether a collection has that name of its own, as it is cached."""
-        return name in self._names.collections
-
-    def collections(self) -> dict[str, Collection]:
-        """All of them by their own names, as they are cached; not to be changed."""
-        return self._names.collections
 
     async def refresh(self) -> Names:
         """What the catalog has, read no earlier than this call; not to be changed.
@@ -63,17 +51,17 @@ class Directory:
             # Callers that wait together share the read that the first of them starts.
             if self._read_at < asked_at:
                 reads_at = monotonic()
-                self._names = await asyncio.to_thread(self.catalog.names)
+                self.names = await asyncio.to_thread(self.catalog.names)
                 self._read_at = reads_at
                 self._revalidate_at = reads_at + REVALIDATE_SECONDS
-        return self._names
+        return self.names
 
     async def find(self, name: str) -> Collection:
         """The collection of that name or alias, from the cache if it is there.
 
         Raises NotFound when the catalog has none either, and Unavailable.
         """
-        collection = self._names.get(name)
+        collection = self.names.get(name)
         if collection is None:
             return await self.find_fresh(name)
         overdue = monotonic() - self._revalidate_at
@@ -86,7 +74,7 @@ class Directory:
             if overdue > 0:
                 left = self._revalidates_since + ALIAS_WAIT_SECONDS - monotonic()
                 await asyncio.wait([revalidation], timeout=max(left, 0))
-        return self._names.find(name)
+        return self.names.find(name)
 
     async def find_fresh(self, name: str) -> Collection:
         """The collection of that name or alias as the catalog has it now.

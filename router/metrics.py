@@ -13,7 +13,6 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from time import time
 from typing import NamedTuple
 
 import msgspec
@@ -31,12 +30,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
+from starlette.types import Scope
 
 from router.directory import Directory
 from router.fanout import Fanout
 from router.subjects import Subjects
 from shard.errors import Unavailable
-from shard.metrics import Noted, Timings, Together, pack, unpack
+from shard.metrics import Timing, Timings, Together, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_MAX_REMEMBERED = 1_000
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -58,11 +59,6 @@ class Kind(NamedTuple):
     collection: str
     """Empty for what is about none that exists."""
 
-    @classmethod
-    def of(cls, method: str, route: str, status: int, collection: str) -> Kind:
-        """``method`` as it was given."""
-        return cls(method if method in _METHODS else "", route, str(status), collection)
-
 
 class Requests(Collector):
     """Counts requests to one router. Use from one event loop."""
@@ -75,31 +71,52 @@ class Requests(Collector):
             Kind._fields,
             _SECONDS,
         )
-        self._noted = Noted(self._add)
+        self._names = directory.names
+        self._of: dict[tuple[str, str, str, int], Timing] = {}
+        """By method, route, name and status, while names stand for what they do in `_names`."""
         self.in_flight = 0
 
-    def count(self, request: tuple[str, str, int, str], seconds: float, trace_id: str) -> None:
-        """Take in one that is over, with what `Kind.of` takes. ``trace_id``: of its trace, if it
-        is kept."""
-        exemplar = Exemplar({"trace_id": trace_id}, seconds, time()) if trace_id else None
-        self._noted.note(request, seconds, exemplar)
+    def count(self, scope: Scope, status: int, seconds: float, exemplar: Exemplar | None) -> None:
+        """Take in a request that is over."""
+        if self._names is not self._directory.names or len(self._of) > _MAX_REMEMBERED:
+            self._names = self._directory.names
+            self._of.clear()
+        request = _request(scope, status)
+        timing = self._of.get(request)
+        if timing is None:
+            timing = self._of[request] = self._seconds.of(self._kind(*request))
+        timing.count(seconds, exemplar)
 
-    def _add(
-        self, request: tuple[str, str, int, str], seconds: float, exemplar: Exemplar | None
-    ) -> None:
-        self._seconds.count(Kind.of(*request), seconds, exemplar)
+    def kind(self, scope: Scope, status: int) -> Kind:
+        """What a request is counted by that is over."""
+        return self._kind(*_request(scope, status))
+
+    def _kind(self, method: str, route: str, name: str, status: int) -> Kind:
+        collection = self._directory.names.get(name)
+        return Kind(
+            method if method in _METHODS else "",
+            route,
+            str(status),
+            "" if collection is None else collection.name,
+        )
 
     def collect(self) -> Iterable[Metric]:
-        self._noted.add_up()
         requests = CounterMetricFamily("shoal_requests", "Requests answered.", labels=Kind._fields)
         for kind, total in self._seconds.totals().items():
             collection = Kind(*kind).collection
-            if collection and not self._directory.has(collection):
+            if collection and collection not in self._directory.names.collections:
                 self._seconds.forget(kind)
             else:
                 requests.add_metric(kind, total)
         yield requests
         yield self._seconds.collect()
+
+
+def _request(scope: Scope, status: int) -> tuple[str, str, str, int]:
+    """Method, route, the name in it and status of a request that is over; empty: there is none."""
+    route, params = scope.get("route"), scope.get("path_params")
+    name = params.get("name", "") if params else ""
+    return scope["method"], "" if route is None else route.path, name, status
 
 
 class RouterMetrics:
@@ -174,7 +191,7 @@ class RouterMetrics:
             self._fanout.collect(timeout=SCRAPE_SECONDS), self._names()
         )
         together = await asyncio.to_thread(self._of_routers)
-        count = sum(not one.hidden for one in self._directory.collections().values())
+        count = sum(not one.hidden for one in self._directory.names.collections.values())
         together.add([GaugeMetricFamily("shoal_collections", "Collections there are.", count)], {})
         # With thousands of shards this takes long.
         await asyncio.to_thread(_add_servers, together, answers, names)
@@ -185,7 +202,7 @@ class RouterMetrics:
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(SCRAPE_SECONDS):
                 await self._directory.refresh()
-        return {one.id: name for name, one in self._directory.collections().items()}
+        return {one.id: name for name, one in self._directory.names.collections.items()}
 
 
 def _add_servers(

@@ -9,13 +9,13 @@ import logging
 import re
 from collections.abc import Awaitable
 from secrets import token_hex
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import msgspec
+from prometheus_client.samples import Exemplar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.directory import Directory
 from router.metrics import Kind, RouterMetrics
 from router.security.access import Access
 from shard import tracing
@@ -54,13 +54,19 @@ class Observer:
     """
 
     def __init__(
-        self, app: ASGIApp, directory: Directory, metrics: RouterMetrics, observation: Observation
+        self,
+        app: ASGIApp,
+        metrics: RouterMetrics,
+        observation: Observation,
+        *,
+        has_subjects: bool = False,
     ) -> None:
+        """``has_subjects``: there may be tokens, whose holders are charged."""
         self._app = app
-        self._directory = directory
         self._requests = metrics.requests
         self._subjects = metrics.subjects
         self._slow_seconds = observation.slow_query_ms / 1_000 or float("inf")
+        self._charges_all = has_subjects or observation.slow_query_ms > 0
         self._reports_usage = observation.hardware_reporting
         self._ids: list[bytes] = []
 
@@ -85,7 +91,11 @@ class Observer:
         span = None
         if traceparent or tracing.may_begin(started):
             span = tracing.begin(scope["method"], traceparent.decode("latin-1"), kind="server")
-        origin = Origin(request_id.decode(), "" if span is None else span.traceparent)
+        origin = Origin(
+            request_id.decode(),
+            "" if span is None else span.traceparent,
+            reports_usage or self._charges_all,
+        )
         scope["origin"] = origin
         callers.set(origin)
         status = _CLIENT_GONE
@@ -107,27 +117,20 @@ class Observer:
             raise
         finally:
             self._requests.in_flight -= 1
-            self._count(scope, status, origin, span)
+            self._end(scope, status, perf_counter() - started, span)
 
-    def _count(self, scope: Scope, status: int, origin: Origin, span: tracing.Span | None) -> None:
+    def _end(self, scope: Scope, status: int, seconds: float, span: tracing.Span | None) -> None:
         """Take in a request that is over."""
-        seconds = perf_counter() - scope["started"]
-        route, params = scope.get("route"), scope.get("path_params")
-        name = params.get("name") if params else None
-        request = (
-            scope["method"],
-            "" if route is None else route.path,
-            status,
-            self._directory.known(name) if name else "",
-        )
-        self._requests.count(request, seconds, origin.trace_id)
+        exemplar = None
         if span is not None:
-            _end(span, Kind.of(*request), origin.request_id)
+            exemplar = Exemplar({"trace_id": scope["origin"].trace_id}, seconds, time())
+            _end_span(span, self._requests.kind(scope, status), scope["origin"].request_id)
+        self._requests.count(scope, status, seconds, exemplar)
         access: Access | None = scope.get("access")
         if access is not None and access.subject is not None:
-            self._subjects.charge(access.subject, origin)
+            self._subjects.charge(access.subject, scope["origin"])
         if seconds >= self._slow_seconds:
-            _tell(Kind.of(*request), seconds, origin)
+            _tell(self._requests.kind(scope, status), seconds, scope["origin"])
 
     def _new_id(self) -> bytes:
         if not self._ids:
@@ -156,7 +159,7 @@ def hardware(usage: Usage) -> dict[str, int]:
     }
 
 
-def _end(span: tracing.Span, kind: Kind, request_id: str) -> None:
+def _end_span(span: tracing.Span, kind: Kind, request_id: str) -> None:
     span.end(
         name=f"{kind.method} {kind.route}".rstrip(),
         # Others than the server's own failures are the client's, by OpenTelemetry's conventions.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from time import perf_counter, thread_time
 from typing import TypeVar
@@ -80,8 +79,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Cost)
 
 
-@dataclass(slots=True)
-class Lap:
+class Lap(msgspec.Struct):
     """The times that one stage was gone through, by `perf_counter`."""
 
     began: float
@@ -93,14 +91,13 @@ class Lap:
     times: int = 1
 
 
-@dataclass(slots=True)
-class Measured:
+class Measured(msgspec.Struct):
     """What was measured in one thread."""
 
     began: float
     ended: float = 0.0
-    usage: Usage = field(default_factory=Usage)
-    stages: dict[str, Lap] = field(default_factory=dict)
+    usage: Usage = msgspec.field(default_factory=Usage)
+    stages: dict[str, Lap] = {}
     stage_began: float = 0.0
     """The newest one of all."""
 

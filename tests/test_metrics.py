@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter as Counts
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import httpx
 import pytest
@@ -18,7 +15,7 @@ from qdrant_client import QdrantClient
 
 from router.metrics import PUBLISH_SECONDS
 from router.observing import Observation
-from shard.metrics import NOTES, Noted, Together, pack, unpack
+from shard.metrics import Together, pack, unpack
 from tests.shoal_in_process import ShoalInProcess
 from tests.shoal_process import ShoalProcess
 
@@ -209,42 +206,6 @@ def test_any_router_process_answers_for_all(shoal: ShoalInProcess, tmp_path: Pat
             assert total(samples, "shoal_requests_total", **asked, router="0") == 3
             assert total(samples, "shoal_requests_total", **asked, router="1") == 4
             assert total(samples, "shoal_shard_points") == 100
-
-
-def test_what_is_noted_is_counted_once_whoever_adds_up() -> None:
-    counted: Counts[int] = Counts()
-    notes = 50 * NOTES + 1
-
-    def count(number: int, twice: int) -> None:
-        assert twice == 2 * number
-        counted[number] += 1
-
-    noted = Noted(count)
-    over = Event()
-
-    def add_up() -> None:
-        while not over.is_set():
-            noted.add_up()
-
-    with ThreadPoolExecutor(2) as threads:
-        adding = [threads.submit(add_up) for _ in range(2)]
-        for number in range(notes):
-            noted.note(number, 2 * number)
-        over.set()
-        for one in adding:
-            one.result(timeout=10)
-    noted.add_up()
-    assert counted == Counts(range(notes))
-
-
-def test_many_notes_are_counted_before_anybody_asks() -> None:
-    counted: list[int] = []
-    noted = Noted(counted.append)
-    for number in range(NOTES - 1):
-        noted.note(number)
-    assert counted == []
-    noted.note(NOTES - 1)
-    assert counted == list(range(NOTES))
 
 
 def test_what_is_packed_is_what_is_unpacked() -> None:

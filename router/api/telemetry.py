@@ -59,7 +59,7 @@ async def telemetry(
     context = Context.of(request)
     together = await context.metrics.together()
     samples = [sample for metric in together.collect() for sample in metric.samples]
-    known = context.directory.collections()
+    known = context.directory.names.collections
     collections = {name: one for name, one in known.items() if not one.hidden}
     told: dict[str, Any] = {"number_of_collections": len(collections)}
     rest: dict[str, Any] = {"responses": _responses(samples)}

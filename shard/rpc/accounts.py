@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 
+import msgspec
 from prometheus_client import (
     GC_COLLECTOR,
     CollectorRegistry,
@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from shard import tracing
 from shard.cache import Cache
 from shard.matching import CACHE
-from shard.metrics import Noted, Timings
+from shard.metrics import Timings
 from shard.model import ShardInfo
 from shard.rpc.hosting import Hosting
 from shard.usage import Cost, Measured, Usage
@@ -71,16 +71,15 @@ _OF_USAGE: list[tuple[str, str, Callable[[Usage], float]]] = [
 ]
 
 
-@dataclass(slots=True)
-class Account:
+class Account(msgspec.Struct):
     """What one call has taken so far."""
 
     traced: bool = False
     """Whether to measure each shard by itself."""
-    cost: Cost = field(default_factory=Cost)
+    cost: Cost = msgspec.field(default_factory=Cost)
     asked: float = 0.0
     """When threads were asked to read, by `perf_counter`."""
-    measured: list[tuple[list[int], Measured]] = field(default_factory=list)
+    measured: list[tuple[list[int], Measured]] = []
     """Numbers of shards, of which one may come more often, and what was measured of them."""
 
     def add(self, shards: list[int], measured: Measured) -> None:
@@ -153,7 +152,6 @@ class Accounts(Collector):
             _STAGE_SECONDS,
         )
         self._usage: dict[str, Usage] = defaultdict(Usage)
-        self._noted = Noted(self._add)
         self.watch("cache_bytes", "What columns and masks take.", lambda: CACHE.bytes)
         self.watch("cache_limit_bytes", "What they may take.", lambda: CACHE.max_bytes)
 
@@ -165,18 +163,14 @@ class Accounts(Collector):
         self, cost: Cost, collection_id: str, method: str, code: str, seconds: float
     ) -> None:
         """Take in a call that is over, on the collection's account if it has taken anything."""
-        self._noted.note(cost, collection_id, method, code, seconds)
-
-    def _add(self, cost: Cost, collection_id: str, method: str, code: str, seconds: float) -> None:
-        self._calls.count((method, code), seconds)
+        self._calls.of((method, code)).count(seconds)
         for stage, spent in cost.stages.items():
-            self._stages.count((stage,), spent)
+            self._stages.of((stage,)).count(spent)
         if cost.usage != _NOTHING:
             self._usage[collection_id].add(cost.usage)
 
     def collect(self) -> Iterable[Metric]:
         """Collections are named by their ids. May be called from any thread."""
-        self._noted.add_up()
         yield from self._registry.collect()
         yield self._calls.collect()
         yield self._stages.collect()

@@ -328,7 +328,8 @@ class ShardClient:
             raise Unavailable(f"shard server {self.address}: connection closed") from None
 
     def _take_cost(self, calling: Calling, cost: Any) -> None:
-        calling.cost = self._decode(lambda: Cost.decode(cost))
+        if calling.charged:
+            calling.cost = self._decode(lambda: Cost.decode(cost))
 
     def _decode(self, decode: Callable[[], T]) -> T:
         try:

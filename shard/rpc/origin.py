@@ -36,6 +36,8 @@ class Origin(msgspec.Struct, eq=False):
     request_id: str
     traceparent: str = ""
     """W3C trace context of what is under way for it, if it is traced."""
+    charged: bool = True
+    """Whether to keep what it is charged with, for whoever asks."""
     _shares: list[tuple[list[Charge], float]] | None = None
 
     @property
@@ -77,23 +79,25 @@ class Origin(msgspec.Struct, eq=False):
 class Together:
     """Requests that something is done for at once."""
 
-    __slots__ = ("_charges", "origins", "traced")
+    __slots__ = ("_charges", "charged", "origins", "traced")
 
     def __init__(self) -> None:
+        self.charged = False
         self._charges: list[Charge] = []
         self.origins: list[Origin] = []
         self.traced: list[Origin] = []
 
     def add(self, origin: Origin, share: float) -> None:
         """It is done for ``origin`` as well, which pays for that share of it."""
-        origin.take_part(self._charges, share)
         self.origins.append(origin)
+        if origin.charged:
+            self.charged = True
+            origin.take_part(self._charges, share)
         if origin.traceparent:
             self.traced.append(origin)
 
     def pay(self, charge: Charge) -> None:
-        if self.origins:  # Else nobody would ever take them.
-            self._charges.append(charge)
+        self._charges.append(charge)
 
 
 Callers: TypeAlias = Origin | Together
@@ -107,7 +111,7 @@ class Calling:
     """Makes a call to the server at that address for the current callers: traces it for each that
     is traced, and charges them all in the end. ``shards`` are numbers.
 
-    What goes with the call is in it; what it is told to have taken is put into it.
+    What goes with the call is in it; what it is told to have taken is put into it, if `charged`.
     """
 
     __slots__ = ("_began", "_callers", "_method", "_server", "_spans", "cost", "traceparents")
@@ -129,6 +133,11 @@ class Calling:
         self.traceparents = [one.traceparent for one in self._spans]
 
     @property
+    def charged(self) -> bool:
+        """Whether anybody asks what it takes."""
+        return self._callers.charged
+
+    @property
     def request_ids(self) -> list[str]:
         return [one.request_id for one in self._callers.origins]
 
@@ -136,7 +145,8 @@ class Calling:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        seconds = perf_counter() - self._began
-        self._callers.pay(Charge(self._server, self._method, seconds, self.cost))
+        if self.charged:
+            seconds = perf_counter() - self._began
+            self._callers.pay(Charge(self._server, self._method, seconds, self.cost))
         for span in self._spans:
             span.end(error="" if kind is None else kind.__name__)
