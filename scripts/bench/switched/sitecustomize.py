@@ -24,25 +24,29 @@ on: frozenset[str] = frozenset()
 is counted, and what it takes is measured. ``traces``: some are traced."""
 
 
+_SEND_SECONDS = 5.0
+"""Of phases in which there are traces: how often spans are sent. OpenTelemetry's default."""
+
+
 def _follow(path: Path) -> None:
     global on
+    unsent = random.random() * _SEND_SECONDS
     while not path.exists():
         time.sleep(0.02)
     began, seconds, phases = json.loads(path.read_text())
     for number, names in enumerate(phases):
         time.sleep(max(0.0, began + number * seconds - time.perf_counter()))
-        if "traces" in names:
-            _spread_traces()
         on = frozenset(names.split())
+        tracing = getattr(sys.modules.get("shard.tracing"), "_tracing", None)
+        if "traces" in on and tracing is not None:
+            # One a second, of those in which there are traces.
+            tracing.next_at = time.perf_counter() + random.random()
+            unsent += seconds
+            if unsent >= _SEND_SECONDS:
+                unsent -= _SEND_SECONDS
+                tracing.provider.force_flush()
     time.sleep(max(0.0, began + len(phases) * seconds - time.perf_counter()))
     on = frozenset()
-
-
-def _spread_traces() -> None:
-    """One a second, of those in which there are traces."""
-    tracing = getattr(sys.modules.get("shard.tracing"), "_tracing", None)
-    if tracing is not None:
-        tracing.next_at = time.perf_counter() + random.random()
 
 
 def _observing(module: Any) -> None:
@@ -56,14 +60,14 @@ def _observing(module: Any) -> None:
     async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
         await (watch if "requests" in on else plain)(self, scope, receive, send)
 
-    count = module.Observer._count
+    end = module.Observer._end
 
-    def counted(self: Any, scope: Any, status: Any, origin: Any, span: Any) -> None:
+    def ended(self: Any, scope: Any, status: Any, seconds: Any, span: Any) -> None:
         if "metrics" in on or span is not None:
-            count(self, scope, status, origin, span)
+            end(self, scope, status, seconds, span)
 
     module.Observer.__call__ = call
-    module.Observer._count = counted
+    module.Observer._end = ended
 
 
 def _if_metrics(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
