@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ from router.security.settings import Security
 from router.subjects import MAX_SUBJECTS, OTHERS, Subjects
 from shard import usage
 from shard.rpc.origin import Charge, Origin, Together
-from shard.usage import Cost, Usage, count_mask, count_payloads, count_vectors, measure, stage
+from shard.usage import (
+    Cost,
+    Measured,
+    Usage,
+    count_mask,
+    count_payloads,
+    count_vectors,
+    measure,
+    stage,
+)
 from tests.shoal_in_process import ShoalInProcess
 
 DIMENSION = 16
@@ -192,7 +202,6 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert (measured.usage.vectors, measured.usage.vector_bytes) == (6, 30)
     assert measured.usage.payload_bytes == 15
     assert (measured.usage.masks, measured.usage.masks_made) == (4, 1)
-    assert measured.usage.cpu_seconds > 0
     scan, merge = measured.stages["scan"], measured.stages["merge"]
     assert (scan.times, merge.times) == (3, 1)
     assert measured.began <= scan.began <= scan.ended <= merge.began <= merge.ended
@@ -200,6 +209,30 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert scan.seconds <= scan.ended - scan.began
     count_vectors(1, 1)
     assert measured.usage.vectors == 6
+
+
+def test_a_thread_is_charged_for_what_it_does_and_not_for_what_comes_after() -> None:
+    def burn(seconds: float) -> None:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+
+        def measured(seconds: float) -> Measured:
+            return threads.submit(measure, partial(burn, seconds)).result()[1]
+
+        first = measured(0.05)
+        first.read_cpu()
+        second = measured(0.05)
+        third = measured(0.2)
+        third.read_cpu()
+        threads.submit(burn, 0.2).result()
+        for one in (first, second, third):
+            one.read_cpu()
+    assert 0.05 <= first.usage.cpu_seconds < 0.15
+    assert 0.05 <= second.usage.cpu_seconds < 0.15
+    assert 0.2 <= third.usage.cpu_seconds < 0.4
 
 
 def test_a_stage_that_fails_has_taken_its_time() -> None:

@@ -83,6 +83,7 @@ class Account(msgspec.Struct):
     """Numbers of shards, of which one may come more often, and what was measured of them."""
 
     def add(self, shards: list[int], measured: Measured) -> None:
+        measured.read_cpu()
         self.measured.append((shards, measured))
         self.cost.usage.add(measured.usage)
         stages = self.cost.stages

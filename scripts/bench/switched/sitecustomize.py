@@ -86,7 +86,7 @@ def _usage(module: Any) -> None:
         def __exit__(self, *raised: object) -> None:
             pass
 
-    nowhere, measured = Nowhere(), module.Measured(0.0)
+    nowhere, measured = Nowhere(), module.Measured(0.0, None, 0.0)
     module.measure = _if_metrics(module.measure, lambda work: (work(), measured))
     module.stage = _if_metrics(module.stage, lambda name: nowhere)
     module.Cost.encode = _if_metrics(module.Cost.encode, lambda cost: b"")
