@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from prometheus_client import (
@@ -44,7 +44,6 @@ PUBLISH_SECONDS = 1.0
 SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_MAX_REMEMBERED = 1_000
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -60,6 +59,16 @@ class Kind(NamedTuple):
     """Empty for what is about none that exists."""
 
 
+_Request: TypeAlias = tuple[str, str, str, int]
+"""One that is over: method as it was given, route, the name in it, status; empty: there is none."""
+
+
+def _request(scope: Scope, status: int) -> _Request:
+    route, params = scope.get("route"), scope.get("path_params")
+    name = params.get("name", "") if params else ""
+    return scope["method"], "" if route is None else route.path, name, status
+
+
 class Requests(Collector):
     """Counts requests to one router. Use from one event loop."""
 
@@ -72,19 +81,24 @@ class Requests(Collector):
             _SECONDS,
         )
         self._names = directory.names
-        self._of: dict[tuple[str, str, str, int], Timing] = {}
-        """By method, route, name and status, while names stand for what they do in `_names`."""
+        self._of: dict[_Request, Timing] = {}
+        """While names stand for what they do in `_names`."""
         self.in_flight = 0
 
     def count(self, scope: Scope, status: int, seconds: float, exemplar: Exemplar | None) -> None:
         """Take in a request that is over."""
-        if self._names is not self._directory.names or len(self._of) > _MAX_REMEMBERED:
+        if self._names is not self._directory.names:
             self._names = self._directory.names
             self._of.clear()
         request = _request(scope, status)
         timing = self._of.get(request)
         if timing is None:
-            timing = self._of[request] = self._seconds.of(self._kind(*request))
+            _, _, name, _ = request
+            kind = self._kind(*request)
+            timing = self._seconds.of(kind)
+            # What is made up would be endless.
+            if kind.method and (kind.collection or not name):
+                self._of[request] = timing
         timing.count(seconds, exemplar)
 
     def kind(self, scope: Scope, status: int) -> Kind:
@@ -110,13 +124,6 @@ class Requests(Collector):
                 requests.add_metric(kind, total)
         yield requests
         yield self._seconds.collect()
-
-
-def _request(scope: Scope, status: int) -> tuple[str, str, str, int]:
-    """Method, route, the name in it and status of a request that is over; empty: there is none."""
-    route, params = scope.get("route"), scope.get("path_params")
-    name = params.get("name", "") if params else ""
-    return scope["method"], "" if route is None else route.path, name, status
 
 
 class RouterMetrics:
