@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from starlette.types import Scope
 
+from cluster.catalog import Names
 from router.directory import Directory
 from router.fanout import Fanout
 from router.subjects import Subjects
@@ -45,6 +46,9 @@ SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+_NO_NAMES = Names({}, {})
 
 
 class Kind(NamedTuple):
@@ -81,8 +85,8 @@ class Requests(Collector):
             _SECONDS,
         )
         self._names = directory.names
+        """Those that `_of` is about."""
         self._of: dict[_Request, Timing] = {}
-        """While names stand for what they do in `_names`."""
         self.in_flight = 0
 
     def count(self, scope: Scope, status: int, seconds: float, exemplar: Exemplar | None) -> None:
@@ -120,6 +124,7 @@ class Requests(Collector):
             collection = Kind(*kind).collection
             if collection and collection not in self._directory.names.collections:
                 self._seconds.forget(kind)
+                self._names = _NO_NAMES
             else:
                 requests.add_metric(kind, total)
         yield requests

@@ -111,7 +111,7 @@ class Measured(msgspec.Struct):
     def read_cpu(self) -> None:
         """Take the CPU time of the thread until now, or until it went on to what it measured next.
 
-        To be called from another thread, while the thread lives. When one asks for its own, Linux
+        To be called by another thread, while the thread lives. When one asks for its own, Linux
         looks whether its slice of the core is over, and takes the core away: a tenth of a
         millisecond on average where others want it, in which nobody gets the interpreter's lock.
         """
@@ -194,7 +194,8 @@ def count_mask(*, made: bool) -> None:
 
 
 def measure(work: Callable[[], T]) -> tuple[T, Measured]:
-    """What ``work`` answers, done in this thread, and what it has taken."""
+    """What ``work`` answers, done in this thread, and what that has taken, CPU time yet to be read."""
+    # Before it has done much, a thread can ask without losing its core.
     cpu = thread_time()
     if (last := _thread.last) is not None:
         _thread.last = None

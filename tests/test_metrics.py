@@ -122,6 +122,23 @@ def test_an_alias_counts_as_its_collection_and_a_deleted_one_is_forgotten(
     for name, found in scrape(http).items():
         assert not [labels for labels, _ in found if labels.get("collection") == "songs"], name
 
+    create(http, "songs")
+    http.post("/collections/songs/points/query", json=QUERY).raise_for_status()
+    assert total(scrape(http), "shoal_requests_total", **asked) == 1
+
+
+def test_a_request_counts_for_what_its_alias_stood_for(http: httpx.Client) -> None:
+    for times, name in enumerate(("songs", "airs"), start=1):
+        create(http, name)
+        action = {"create_alias": {"alias_name": "tunes", "collection_name": name}}
+        http.post("/collections/aliases", json={"actions": [action]}).raise_for_status()
+        for _ in range(times):
+            http.post("/collections/tunes/points/query", json=QUERY).raise_for_status()
+    samples = scrape(http)
+    route = "/collections/{name}/points/query"
+    assert total(samples, "shoal_requests_total", route=route, collection="songs") == 1
+    assert total(samples, "shoal_requests_total", route=route, collection="airs") == 2
+
 
 def test_shard_servers_tell_what_they_hold_and_have_done(http: httpx.Client) -> None:
     create(http, "songs")

@@ -235,6 +235,14 @@ def test_a_thread_is_charged_for_what_it_does_and_not_for_what_comes_after() -> 
     assert 0.2 <= third.usage.cpu_seconds < 0.4
 
 
+def test_a_thread_whose_clock_others_cannot_read_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage._thread, "cpu_clock", None)
+    _, measured = measure(lambda: sum(range(100_000)))
+    taken = measured.usage.cpu_seconds
+    measured.read_cpu()
+    assert measured.usage.cpu_seconds == taken > 0
+
+
 def test_a_stage_that_fails_has_taken_its_time() -> None:
     def work() -> None:
         for _ in range(2):
@@ -284,11 +292,13 @@ def test_the_holder_of_a_token_is_charged(tmp_path: Path) -> None:
         query = {"query": vector(0), "limit": 5, "with_payload": True, "params": {"exact": True}}
         told = 0
         for subject, times in (("ann", 3), ("bob", 1)):
-            own = {"Authorization": f"Bearer {jwt.encode({'sub': subject}, KEY)}", **ASKED}
+            # Bob is charged without asking.
+            asked = ASKED if subject == "ann" else {}
+            own = {"Authorization": f"Bearer {jwt.encode({'sub': subject}, KEY)}", **asked}
             with httpx.Client(base_url=shoal.url, headers=own, timeout=30) as client:
                 for _ in range(times):
                     answer = client.post(PATH, json=query).raise_for_status().json()
-                    told += subject == "ann" and answer["usage"]["hardware"]["vector_io_read"]
+                    told += answer["usage"]["hardware"]["vector_io_read"] if asked else 0
                 put_points(client)
         samples = {
             (sample.name, sample.labels["subject"]): sample.value
@@ -320,6 +330,18 @@ def test_small_shares_of_a_call_add_up() -> None:
     }
     assert found["shoal_subject_usage_filters_total"] == 8
     assert found["shoal_subject_usage_payload_read_bytes_total"] == 15
+
+
+def test_who_does_not_ask_pays_and_keeps_nothing() -> None:
+    asks, asks_not = Origin("one"), Origin("other", charged=False)
+    charge = Charge("server", "Search", 1.0, Cost(Usage(vectors=8)))
+    for others in ([asks, asks_not], [asks_not]):
+        together = Together()
+        for origin in others:
+            together.add(origin, 1 / len(others))
+        together.pay(charge)
+    assert asks.usage().vectors == 4
+    assert list(asks_not.charges()) == []
 
 
 def test_subjects_beyond_a_number_are_charged_together() -> None:

@@ -9,8 +9,11 @@ does differ from one to the other, as they do from one service to the next with 
 they take may still differ from one service to the next: there are several, one after the other.
 
 Where there are metrics they are asked for every 15 s, as Prometheus would; where there are traces
-it is one request a second, as is the default, and those of five seconds are sent together, to a
-collector that takes the spans and does nothing with them: by phases in which there are traces.
+it is one request a second, as is the default, and the spans of five seconds are sent together, to a
+collector that takes them and does nothing with them. These are seconds of such phases.
+
+Nobody asks what requests take, as is the default. With ``SHOAL_SLOW_QUERY_MS`` set, what is kept
+for who asks is part of the metrics.
 
 What cannot be switched stays on: a call to a shard server is timed and has an empty account, who is
 under way is counted, and each part that can be switched asks whether it is on. Less than a
@@ -39,6 +42,7 @@ import httpx
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
@@ -52,8 +56,6 @@ SETTLE_SECONDS = 0.05
 """Of each phase, until what has begun before is over."""
 WARM_UP_SECONDS = 3.0
 SCRAPE_SECONDS = 15.0
-SEND_SECONDS = 5.0
-"""As the switches have it."""
 _NEVER_MILLISECONDS = 1 << 30
 _SHARDS = 4
 _TOLERANCE = 0.05
@@ -101,8 +103,8 @@ class Schedule(NamedTuple):
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--data", default="clustered-100-60k")
-    arguments.add_argument("--services", type=int, default=4)
-    arguments.add_argument("--rounds", type=int, default=225, help="of each service")
+    arguments.add_argument("--services", type=int, default=8, help="two or more")
+    arguments.add_argument("--rounds", type=int, default=100, help="of each service")
     arguments.add_argument("--clients", type=int, default=MANY)
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
@@ -116,7 +118,7 @@ def main() -> None:
             counts = _measure(Path(folder), loaded, chosen.clients, names)
         order = np.array(names)
         measured.append([counts[order == name] for name in _PARTS])
-        Console().print_json(json.dumps(_compare(np.array(measured[-1:]))))
+        print(f"{len(measured)} of {chosen.services} services measured", flush=True)
     figures = _compare(np.array(measured))
     Console().print_json(json.dumps(figures))
     if chosen.out:
@@ -149,7 +151,9 @@ def _measure(
                 running = process.submit(_run, load, phases, told)
                 _scrape(service.url, told, running)
                 counts = np.array(running.result())
-            _check(phases, counts, _counted(service.url) - before, len(sent))
+            counted = _counted(service.url) - before
+        # By now it has sent what was left.
+        _check(phases, counts, counted, sent)
     return counts
 
 
@@ -217,10 +221,12 @@ def _counted(url: str) -> _Counted:
     return _Counted(**found)
 
 
-def _check(phases: list[str], counts: NDArray[np.float64], counted: _Counted, sent: int) -> None:
+def _check(
+    phases: list[str], counts: NDArray[np.float64], counted: _Counted, sent: list[bytes]
+) -> None:
     """Raises RuntimeError where it does not look as if parts had been on, and off, as they should.
 
-    ``sent``: how often spans have been.
+    ``sent``: what the collector was sent.
     """
     on = np.array(["metrics" in phase for phase in phases])
     # What was not counted are the seconds of settling.
@@ -230,42 +236,47 @@ def _check(phases: list[str], counts: NDArray[np.float64], counted: _Counted, se
         raise RuntimeError(f"{counted.searches} searches are counted of {searches:.0f}")
     if not searches / MAX_BATCH < counted.calls < searches:
         raise RuntimeError(f"{counted.calls} calls are counted for {searches:.0f} searches")
-    # By the router and each shard server.
-    if not traces / SEND_SECONDS - 1 <= sent <= 8 * (traces / SEND_SECONDS + 1):
-        raise RuntimeError(f"spans were sent {sent} times, in {traces:.0f} s with traces")
+    roots, processes = _traced(sent)
+    # They are chosen at random.
+    if abs(roots - traces) > 4 * traces**0.5 + 1:
+        raise RuntimeError(f"there were {roots} traces in {traces:.0f} s with traces")
+    if processes < 2:
+        raise RuntimeError("not both the router and shard servers have sent spans")
 
 
-def _compare(counts: NDArray[np.float64]) -> dict[str, float]:
+def _traced(sent: list[bytes]) -> tuple[int, int]:
+    """How many requests were traced, and how many processes have told of them."""
+    roots, processes = 0, set()
+    for body in sent:
+        for told in ExportTraceServiceRequest.FromString(body).resource_spans:
+            processes |= {
+                one.value.int_value for one in told.resource.attributes if one.key == "process.pid"
+            }
+            roots += sum(not span.parent_span_id for of in told.scope_spans for span in of.spans)
+    return roots, len(processes)
+
+
+def _compare(counts: NDArray[np.float64]) -> dict[str, Any]:
     """``counts``: searches and seconds, (services, parts, rounds, 2)."""
-    services, _, rounds, _ = counts.shape
-    random_numbers = np.random.default_rng(0)
-    # The bootstrap, over services and then over the rounds of each.
-    service = random_numbers.integers(0, services, (1_000, services, 1))
-    drawn = service, random_numbers.integers(0, rounds, (1_000, services, rounds))
-
-    def rates(name: str) -> tuple[float, NDArray[np.float64]]:
-        """Searches a second, and those of each draw."""
-        part = counts[:, [*_PARTS].index(name)]
-        searches, seconds = part.sum(axis=(0, 1))
-        drawn_searches, drawn_seconds = part[drawn].sum(axis=(1, 2)).T
-        return searches / seconds, drawn_searches / drawn_seconds
-
-    figures = {f"{name}: queries/s": rates(name)[0] for name in _PARTS}
+    searches, seconds = np.moveaxis(counts.sum(axis=2), -1, 0)
+    rates = dict(zip(_PARTS, (searches / seconds).T, strict=True))
+    figures: dict[str, Any] = {f"{name}: queries/s": rates[name].mean() for name in _PARTS}
     for name, base in _RATIOS:
-        (rate, draws), (base_rate, base_draws) = rates(name), rates(base)
-        figures[f"{name}, of {base}"] = rate / base_rate
-        figures[f"{name}, of {base}, standard error"] = float((draws / base_draws).std())
+        ratios = rates[name] / rates[base]
+        figures[f"{name}, of {base}"] = ratios.mean()
+        figures[f"{name}, of {base}, standard error"] = ratios.std(ddof=1) / len(ratios) ** 0.5
+        figures[f"{name}, of {base}, each service"] = ratios.tolist()
     return figures
 
 
 @contextmanager
-def _collector() -> Iterator[tuple[str, list[int]]]:
-    """Takes spans by OTLP: its URL, and the bytes of each time that some have come."""
-    sent: list[int] = []
+def _collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Takes spans by OTLP: its URL, and the bodies that have come."""
+    sent: list[bytes] = []
 
     class Sink(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            sent.append(len(self.rfile.read(int(self.headers["content-length"]))))
+            sent.append(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
             self.end_headers()
 

@@ -97,7 +97,8 @@ class Together:
             self.traced.append(origin)
 
     def pay(self, charge: Charge) -> None:
-        self._charges.append(charge)
+        if self.charged:  # Else nobody would ever take them.
+            self._charges.append(charge)
 
 
 Callers: TypeAlias = Origin | Together

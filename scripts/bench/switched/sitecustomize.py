@@ -22,29 +22,27 @@ from typing import Any
 on: frozenset[str] = frozenset()
 """``requests``: each has an id, which its answer and calls to shard servers carry. ``metrics``: it
 is counted, and what it takes is measured. ``traces``: some are traced."""
-
-
-_SEND_SECONDS = 5.0
-"""Of phases in which there are traces: how often spans are sent. OpenTelemetry's default."""
+SEND_SECONDS = 5.0
+"""Of phases in which there are traces, until their spans are sent. OpenTelemetry's default."""
 
 
 def _follow(path: Path) -> None:
     global on
-    unsent = random.random() * _SEND_SECONDS
+    unsent = random.random() * SEND_SECONDS
     while not path.exists():
         time.sleep(0.02)
     began, seconds, phases = json.loads(path.read_text())
     for number, names in enumerate(phases):
         time.sleep(max(0.0, began + number * seconds - time.perf_counter()))
-        on = frozenset(names.split())
         tracing = getattr(sys.modules.get("shard.tracing"), "_tracing", None)
-        if "traces" in on and tracing is not None:
+        if "traces" in names and tracing is not None:
             # One a second, of those in which there are traces.
             tracing.next_at = time.perf_counter() + random.random()
             unsent += seconds
-            if unsent >= _SEND_SECONDS:
-                unsent -= _SEND_SECONDS
-                tracing.provider.force_flush()
+            if unsent >= SEND_SECONDS:
+                unsent -= SEND_SECONDS
+                threading.Timer(random.random() * seconds, tracing.provider.force_flush).start()
+        on = frozenset(names.split())
     time.sleep(max(0.0, began + len(phases) * seconds - time.perf_counter()))
     on = frozenset()
 
