@@ -194,7 +194,7 @@ def count_mask(*, made: bool) -> None:
 
 
 def measure(work: Callable[[], T]) -> tuple[T, Measured]:
-    """What ``work`` answers, done in this thread, and what that has taken, CPU time yet to be read."""
+    """What ``work`` answers, done in this thread, and what that has taken: but for CPU time."""
     # Before it has done much, a thread can ask without losing its core.
     cpu = thread_time()
     if (last := _thread.last) is not None:
