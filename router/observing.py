@@ -5,6 +5,7 @@ ones.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable
@@ -69,6 +70,8 @@ class Observer:
         self._charges_all = has_subjects or observation.slow_query_ms > 0
         self._reports_usage = observation.hardware_reporting
         self._ids: list[bytes] = []
+        self._over: list[tuple[Scope, int, float, tracing.Span | None]] = []
+        """Status, seconds and span of requests that are yet to be taken in."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,20 +120,27 @@ class Observer:
             raise
         finally:
             self._requests.in_flight -= 1
-            self._end(scope, status, perf_counter() - started, span)
+            seconds = perf_counter() - started
+            if not self._over:
+                asyncio.get_running_loop().call_soon(self._take_in)
+            self._over.append((scope, status, seconds, span))
+            if seconds >= self._slow_seconds:
+                _tell(self._requests.kind(scope, status), seconds, origin)
 
-    def _end(self, scope: Scope, status: int, seconds: float, span: tracing.Span | None) -> None:
-        """Take in a request that is over."""
-        exemplar = None
-        if span is not None:
-            exemplar = Exemplar({"trace_id": scope["origin"].trace_id}, seconds, time())
-            _end_span(span, self._requests.kind(scope, status), scope["origin"].request_id)
-        self._requests.count(scope, status, seconds, exemplar)
-        access: Access | None = scope.get("access")
-        if access is not None and access.subject is not None:
-            self._subjects.charge(access.subject, scope["origin"])
-        if seconds >= self._slow_seconds:
-            _tell(self._requests.kind(scope, status), seconds, scope["origin"])
+    def _take_in(self) -> None:
+        """Take in the requests that are over: by now the answers have left that were ready."""
+        over, self._over = self._over, []
+        for scope, status, seconds, span in over:
+            origin: Origin = scope["origin"]
+            exemplar = None
+            if span is not None:
+                exemplar = Exemplar({"trace_id": origin.trace_id}, seconds, time())
+                ended = scope["started"] + seconds
+                _end(span, ended, self._requests.kind(scope, status), origin.request_id)
+            self._requests.count(scope, status, seconds, exemplar)
+            access: Access | None = scope.get("access")
+            if access is not None and access.subject is not None:
+                self._subjects.charge(access.subject, origin)
 
     def _new_id(self) -> bytes:
         if not self._ids:
@@ -159,8 +169,9 @@ def hardware(usage: Usage) -> dict[str, int]:
     }
 
 
-def _end_span(span: tracing.Span, kind: Kind, request_id: str) -> None:
+def _end(span: tracing.Span, at: float, kind: Kind, request_id: str) -> None:
     span.end(
+        at=at,
         name=f"{kind.method} {kind.route}".rstrip(),
         # Others than the server's own failures are the client's, by OpenTelemetry's conventions.
         error=kind.code if kind.code.startswith("5") else "",

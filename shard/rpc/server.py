@@ -253,7 +253,11 @@ class ShardServer:
             status, details = status_of(error, request_type.DESCRIPTOR.name)
         finally:
             seconds = perf_counter() - began
-            self._accounts.settle(own.cost, collection_id, name, status.name, seconds)
+            # The turn after next, when the answer has gone.
+            settle = partial(
+                self._accounts.settle, own.cost, collection_id, name, status.name, seconds
+            )
+            self._loop.call_soon(self._loop.call_soon, settle)
             for span in spans:
                 if span is not None:
                     own.trace(span.traceparent)

@@ -55,17 +55,27 @@ def _observing(module: Any) -> None:
         scope["reports_usage"] = False
         await self._app(scope, receive, send)
 
+    class Ignored(list[Any]):
+        """Requests that nobody counts."""
+
+        def __bool__(self) -> bool:
+            return True
+
+        def append(self, request: Any) -> None:
+            pass
+
+    ignored = Ignored()
+
     async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
-        await (watch if "requests" in on else plain)(self, scope, receive, send)
-
-    end = module.Observer._end
-
-    def ended(self: Any, scope: Any, status: Any, seconds: Any, span: Any) -> None:
-        if "metrics" in on or span is not None:
-            end(self, scope, status, seconds, span)
+        if "requests" not in on:
+            await plain(self, scope, receive, send)
+            return
+        counted = "metrics" in on
+        if counted is (self._over is ignored):
+            self._over = [] if counted else ignored
+        await watch(self, scope, receive, send)
 
     module.Observer.__call__ = call
-    module.Observer._end = ended
 
 
 def _if_metrics(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
