@@ -46,9 +46,8 @@ SCRAPE_SECONDS = 2.0
 """How long shard servers and the catalog may take to answer."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
-
 _NO_NAMES = Names({}, {})
+"""Never those of a directory."""
 
 
 class Kind(NamedTuple):
@@ -124,7 +123,7 @@ class Requests(Collector):
             collection = Kind(*kind).collection
             if collection and collection not in self._directory.names.collections:
                 self._seconds.forget(kind)
-                self._names = _NO_NAMES
+                self._names = _NO_NAMES  # What was forgotten must not be counted on.
             else:
                 requests.add_metric(kind, total)
         yield requests

@@ -202,6 +202,8 @@ def test_what_is_measured_is_what_the_thread_does() -> None:
     assert (measured.usage.vectors, measured.usage.vector_bytes) == (6, 30)
     assert measured.usage.payload_bytes == 15
     assert (measured.usage.masks, measured.usage.masks_made) == (4, 1)
+    measured.read_cpu()
+    assert measured.usage.cpu_seconds > 0
     scan, merge = measured.stages["scan"], measured.stages["merge"]
     assert (scan.times, merge.times) == (3, 1)
     assert measured.began <= scan.began <= scan.ended <= merge.began <= merge.ended

@@ -15,9 +15,9 @@ collector that takes them and does nothing with them. These are seconds of such 
 Nobody asks what requests take, as is the default. With ``SHOAL_SLOW_QUERY_MS`` set, what is kept
 for who asks is part of the metrics.
 
-What cannot be switched stays on: a call to a shard server is timed and has an empty account, who is
-under way is counted, and each part that can be switched asks whether it is on. Less than a
-microsecond a search, by itself.
+What cannot be switched stays on: a call to a shard server is timed, has an empty account and is set
+down to be settled, who is under way is counted, and each part that can be switched asks whether it
+is on. Less than a microsecond a search, by itself.
 """
 
 from __future__ import annotations
